@@ -1,0 +1,50 @@
+# Two commands matter: `make reproduce` runs the main job and renders the book, `make test` tests.
+# Both set up .venv first when it is missing or pyproject.toml changed.
+
+PYTHON ?= python3
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help install reproduce book test test-fast check chromium
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make reproduce  run the notebooks on the embedded data, render the book, print the table"
+	@echo "make test       all tests: package, notebooks, book, browser"
+	@echo "make test-fast  the package's tests alone"
+	@echo "make check      style and types"
+
+install: $(INSTALLED)
+
+# Torch and torchvision are pinned together in pyproject.toml, so one command finds a matching pair.
+$(INSTALLED): pyproject.toml
+	@echo "installing the packages of pyproject.toml into $(VENV)"
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --editable '.[book,test]'
+	@touch $@
+
+reproduce: $(INSTALLED)
+	@$(VENV)/bin/python -m slotmatch.report
+
+book: reproduce
+
+test: $(INSTALLED) chromium
+	@$(VENV)/bin/python -m pytest -q -m "slow or not slow"
+
+test-fast: $(INSTALLED)
+	@$(VENV)/bin/python -m pytest -q
+
+check: $(INSTALLED)
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+
+# The tests of the rendered pages drive a Chromium. It is fetched only where that needs no questions.
+chromium:
+	@if ! command -v chromium >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	  echo "installing chromium for the tests of the rendered pages: apt-get install chromium"; \
+	  apt-get -qq update </dev/null && \
+	  DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium \
+	    </dev/null >/dev/null; \
+	fi

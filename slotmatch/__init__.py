@@ -1,0 +1,1 @@
+"""SlotMatch: a small video segmentation model that learns slots from a large one."""

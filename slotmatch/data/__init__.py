@@ -1,0 +1,91 @@
+"""Data sets by name: every one gives the same ``Clip`` of video, integer labels and id."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Protocol
+
+import numpy as np
+
+__all__ = ["NAMES", "SPLITS", "Clip", "VideoDataset", "open"]
+
+SPLITS = ("train", "validation", "test")
+_EMBEDDED = ("minimovi_a", "minimovi_c", "minimovi_d", "minimovi_e")
+_KUBRIC = "public bucket gs://kubric-public/tfds, folder {name}/128x128/1.0.0"
+_REAL = {  # name -> (where its files are published, the embedded set that stands in for it)
+    **{f"movi_{x}": (_KUBRIC.format(name=f"movi_{x}"), f"minimovi_{x}") for x in "acde"},
+    "movi_b": (_KUBRIC.format(name="movi_b"), "minimovi_a"),
+    "ytvis2021": ("youtube-vos.org, after registration", "minimovi_e"),
+    "davis2017": ("davischallenge.org", "minimovi_e"),
+    "ovis": ("songbai.site/ovis, after registration", "minimovi_e"),
+}
+NAMES = (*_EMBEDDED, *_REAL)
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """One video with its true instances.
+
+    Attributes:
+        video: uint8 (T, H, W, 3), RGB.
+        labels: int32 (T, H, W); 0 is background, every other number one object of the whole video.
+        id: Unique in the data set, such as ``minimovi_a/train/00012``.
+    """
+
+    video: np.ndarray
+    labels: np.ndarray
+    id: str
+
+
+class VideoDataset(Protocol):
+    """What ``open`` returns: a sequence of clips that are read from disk when asked for."""
+
+    @property
+    def ids(self) -> tuple[str, ...]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Clip: ...
+    def __iter__(self) -> Iterator[Clip]: ...
+
+
+def open(
+    name: str,
+    split: str,
+    *,
+    n_videos: int | None = None,
+    root: str | PathLike[str] | None = None,
+    progress: bool = False,
+) -> Sequence[Clip]:
+    """The clips of one split of the data set called ``name``, read lazily.
+
+    Videos of the embedded sets that are not on disk yet are rendered first, by one process per
+    core, so a script that opens one needs the usual ``if __name__ == "__main__":`` guard.
+
+    Args:
+        name: One of ``NAMES``.
+        split: One of ``SPLITS``.
+        n_videos: The first so many videos; None gives the split's default size.
+        root: Folder that holds the data sets; None gives ``slotmatch.paths.data_dir()``.
+        progress: Show a progress bar even when the output is not a terminal.
+
+    Raises:
+        ValueError: a name, split or number of videos that does not exist.
+        FileNotFoundError: a real data set whose files are not on this machine.
+    """
+    if name not in NAMES:
+        raise ValueError(f"no data set is called {name!r}; choose from {', '.join(NAMES)}")
+    if split not in SPLITS:
+        raise ValueError(f"no split is called {split!r}; choose from {', '.join(SPLITS)}")
+    if n_videos is not None and (
+        isinstance(n_videos, bool) or not isinstance(n_videos, int | np.integer) or n_videos < 1
+    ):
+        raise ValueError(f"n_videos is {n_videos!r}; give a whole number of 1 or more, or None")
+    if name in _REAL:
+        source, stand_in = _REAL[name]
+        raise FileNotFoundError(
+            f"the files of {name} are not on this machine and its reader comes with the "
+            f"paper-scale part of SlotMatch (source: {source}); until then run the embedded "
+            f"stand-in, -p dataset {stand_in}"
+        )
+    from slotmatch.data.minimovi import MiniMovi
+
+    return MiniMovi(name, split, n_videos=n_videos, root=root, progress=progress)

@@ -1,0 +1,107 @@
+"""The three terms of SlotMatch, L = L_rec + alpha L_contrast + beta L_match, as pure functions.
+
+The first two are those of the teacher, SlotContrast (with weights 1 and 0.5); the third distils.
+"""
+
+import warnings
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from slotmatch.matching import match_slots, reorder_slots
+
+__all__ = ["AXES", "CORRESPONDENCES", "feature_reconstruction", "slot_contrast", "slot_match"]
+
+AXES = ("earlier", "later", "symmetric")
+CORRESPONDENCES = ("index", "hungarian")
+
+
+def feature_reconstruction(reconstruction: Tensor, features: Tensor) -> Tensor:
+    """Mean squared error over all elements of two tensors of one shape, usually (B,T,P,F): a scalar.
+
+    The features are a fixed target: no gradient reaches them. They are not normalised, so values of different
+    backbones cannot be compared.
+
+    Raises:
+        ValueError: the shapes differ or a tensor does not hold floating-point numbers.
+    """
+    _require_same_shape("reconstruction", reconstruction, "features", features)
+    return F.mse_loss(reconstruction, features.detach().to(reconstruction.dtype))
+
+
+def slot_contrast(
+    slots: Tensor,
+    *,
+    temperature: float = 0.1,
+    batch_contrast: bool = True,
+    axis: str = "earlier",
+) -> Tensor:
+    """Cross-entropy of finding each slot again in the neighbouring frame, slots (B,T,K,D): a scalar.
+
+    For consecutive frames, S[i,j] = <z_i(t), z_j(t+1)> / temperature of slots scaled to unit length, and the loss is
+    the mean of -log softmax(S) on the diagonal. Positive: the same index in the same clip. Negatives: the clip's other
+    slots and, with ``batch_contrast``, those of all other clips, so that the batch size is part of the loss.
+
+    ``axis`` says which frame's slots the softmax runs over: the ``"earlier"`` (what SlotContrast's code computes: a
+    slot looks back), the ``"later"`` (how its text reads: a slot looks ahead), or the mean of both, ``"symmetric"``.
+    One frame alone has no pair: the result is a zero with zero gradient, and a warning.
+
+    Raises:
+        ValueError: slots of another rank or not floating-point, a temperature that is not positive, an unknown axis.
+    """
+    if slots.ndim != 4 or not slots.is_floating_point():
+        raise ValueError(
+            f"expected floating-point slots (B,T,K,D), got {slots.dtype} of shape {tuple(slots.shape)}"
+        )
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    if axis not in AXES:
+        raise ValueError(f"axis must be one of {AXES}, got {axis!r}")
+    if slots.shape[1] < 2:
+        warnings.warn("slot_contrast needs two frames, got one: the loss is zero", stacklevel=2)
+        return slots[:, 1:].sum()
+    unit = F.normalize(slots, dim=-1)
+    pattern = "b t k d -> t (b k) d" if batch_contrast else "b t k d -> (b t) k d"
+    earlier, later = rearrange(unit[:, :-1], pattern), rearrange(unit[:, 1:], pattern)
+    similarity = earlier @ rearrange(later, "n j d -> n d j") / temperature
+    positive = similarity.diagonal(dim1=-2, dim2=-1)
+    looking_back = similarity.logsumexp(dim=-2) - positive
+    looking_ahead = similarity.logsumexp(dim=-1) - positive
+    if axis == "earlier":
+        return looking_back.mean()
+    if axis == "later":
+        return looking_ahead.mean()
+    return (looking_back.mean() + looking_ahead.mean()) / 2
+
+
+def slot_match(student: Tensor, teacher: Tensor, *, correspondence: str = "index") -> Tensor:
+    """One minus the mean cosine of corresponding student and teacher slots, both (B,T,K,D): a scalar in [0, 2].
+
+    ``"index"`` pairs slots of equal index, which presumes that the student starts from the teacher's initial slots or
+    learns their order; ``"hungarian"`` pairs them anew for each clip (``match_slots``), so that the order of the
+    teacher's slots does not matter. Lengths of slots are free. No gradient reaches the teacher.
+
+    Raises:
+        ValueError: the shapes differ or are of another rank, not floating-point, or an unknown correspondence.
+    """
+    _require_same_shape("student slots", student, "teacher slots", teacher)
+    if student.ndim != 4:
+        raise ValueError(f"expected slots (B,T,K,D), got {tuple(student.shape)}")
+    if correspondence not in CORRESPONDENCES:
+        raise ValueError(f"correspondence must be one of {CORRESPONDENCES}, got {correspondence!r}")
+    teacher = teacher.detach().to(student.dtype)
+    if correspondence == "hungarian":
+        teacher = reorder_slots(teacher, match_slots(student, teacher))
+    return 1 - F.cosine_similarity(student, teacher, dim=-1).mean()
+
+
+def _require_same_shape(first: str, a: Tensor, second: str, b: Tensor) -> None:
+    if a.shape != b.shape:
+        raise ValueError(
+            f"{first} and {second} must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
+    if not (a.is_floating_point() and b.is_floating_point()):
+        raise ValueError(
+            f"{first} and {second} must be floating-point, got {a.dtype} and {b.dtype}"
+        )

@@ -1,0 +1,60 @@
+"""Where things are: the one place that holds locations, so no other file spells a path."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = [
+    "BUILD",
+    "NOTEBOOKS",
+    "PACKAGE",
+    "REPOSITORY",
+    "RESULTS",
+    "WEIGHTS",
+    "atomic",
+    "cache_dir",
+    "data_dir",
+]
+
+PACKAGE = Path(__file__).resolve().parent
+"""The installed package."""
+REPOSITORY = PACKAGE.parent
+"""The checkout; meaningful for an editable install, which is what ``make`` sets up."""
+WEIGHTS = PACKAGE / "weights"
+"""Trained models that come with the package."""
+NOTEBOOKS = REPOSITORY / "notebooks"
+RESULTS = REPOSITORY / "book" / "results"
+"""Committed result files: the only source of the book's numbers besides a fresh run."""
+BUILD = REPOSITORY / "_build"
+"""What ``make`` produces: executed notebooks, their results, the rendered book."""
+
+
+def cache_dir() -> Path:
+    """The folder of everything that can be computed again (environment ``SLOTMATCH_CACHE``)."""
+    return Path(os.environ.get("SLOTMATCH_CACHE") or Path.home() / ".cache" / "slotmatch")
+
+
+def data_dir() -> Path:
+    """The folder of data sets, embedded and downloaded (environment ``SLOTMATCH_DATA``)."""
+    return Path(os.environ.get("SLOTMATCH_DATA") or cache_dir() / "data")
+
+
+@contextmanager
+def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path that takes the place of ``path`` on success and vanishes on failure.
+
+    A reader never sees half a file, whatever stops the writer. The temporary one has the same
+    name, in a hidden folder beside ``path``: writers that choose a format by suffix work, and no
+    ``glob`` for finished files finds it. Missing parent folders are made.
+
+    Raises:
+        FileNotFoundError: nothing was written to the temporary path.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        yield temporary
+        os.replace(temporary, path)

@@ -1,0 +1,393 @@
+"""Figures of the book: one look, one colour per method, one colour per slot."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+from scipy.optimize import linear_sum_assignment
+
+__all__ = [
+    "METHOD_COLORS",
+    "align_truth",
+    "blend",
+    "mask_grid",
+    "overlay",
+    "paired_scatter",
+    "score_bars",
+    "slot_colors",
+    "style",
+    "training_curves",
+]
+
+METHOD_COLORS: Mapping[str, str] = MappingProxyType(
+    {
+        "teacher": "#0072B2",
+        "student": "#D55E00",
+        "undistilled student": "#CC79A7",
+        "k-means": "#009E73",
+        "block grid": "#8C8C8C",
+        "oracle": "#000000",
+    }
+)
+"""The colour of each method, the same in every figure."""
+
+# The seven colours of Okabe and Ito without black, then nine found greedily: each is the one farthest from those
+# before it in OKLab, over normal sight and simulated protanopia, deuteranopia and tritanopia.
+_SLOT_COLORS = (
+    "#E69F00 #56B4E9 #009E73 #F0E442 #0072B2 #D55E00 #CC79A7 #660000 "
+    "#331177 #77FFFF #993300 #0000DD #664466 #AA66FF #99CCAA #BBEEAA"
+).split()
+
+_EXTRA_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The look of every figure: white ground, so it reads on light and dark pages, no top and right spines."""
+    settings = sns.plotting_context("notebook", font_scale=0.9) | sns.axes_style(
+        "ticks",
+        {
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.edgecolor": "#444444",
+            "axes.labelcolor": "#222222",
+            "text.color": "#222222",
+            "xtick.color": "#444444",
+            "ytick.color": "#444444",
+            "figure.facecolor": "white",
+            "axes.facecolor": "white",
+            "font.family": ["DejaVu Sans"],
+        },
+    )
+    settings |= {
+        "axes.prop_cycle": mpl.cycler(color=_EXTRA_COLORS),
+        "axes.titleweight": "normal",
+        "figure.dpi": 110,
+        "legend.frameon": False,
+        "savefig.dpi": 160,
+        "savefig.facecolor": "white",
+        "lines.linewidth": 1.8,
+    }
+    with mpl.rc_context(settings):
+        yield
+
+
+def slot_colors(n: int) -> np.ndarray:
+    """Colours of slots 0 to ``n - 1``, red, green and blue in [0,1]: float64 (n,3).
+
+    The order is fixed, so a slot has one colour everywhere, and the 16 colours stay apart for readers with a colour
+    vision deficiency. From the 17th on they repeat.
+
+    Raises:
+        ValueError: ``n`` is negative.
+    """
+    if n < 0:
+        raise ValueError(f"n must be 0 or more slots, got {n}")
+    palette = np.array([mpl.colors.to_rgb(color) for color in _SLOT_COLORS])
+    return palette[np.arange(n) % len(palette)]
+
+
+def align_truth(truth: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Object ids (...) renamed to the slots that cover them best, so that both share colours: int64 (...).
+
+    Objects and slots are paired one to one with the largest total intersection over union, counted over the whole
+    array (a video keeps one pairing). Background (0) becomes -1, which stays unpainted. Objects without a partner get
+    the numbers after the last slot.
+
+    Raises:
+        ValueError: the shapes differ, or a label is negative.
+    """
+    if truth.shape != labels.shape:
+        raise ValueError(f"truth and labels must have one shape, got {truth.shape} and {labels.shape}")
+    if min(truth.min(initial=0), labels.min(initial=0)) < 0:
+        raise ValueError("truth and labels must be 0 or more")
+    objects, index = np.unique(truth, return_inverse=True)
+    n_slots = int(labels.max(initial=-1)) + 1
+    counts = np.bincount(
+        index.ravel() * n_slots + labels.ravel(), minlength=len(objects) * n_slots
+    ).reshape(len(objects), n_slots)
+    union = counts.sum(1, keepdims=True) + counts.sum(0, keepdims=True) - counts
+    rows = np.flatnonzero(objects != 0)
+    matched, slots = linear_sum_assignment(counts[rows] / np.maximum(union[rows], 1), maximize=True)
+    names = np.full(len(objects), -1)
+    names[rows[matched]] = slots
+    rest = np.setdiff1d(rows, rows[matched])
+    names[rest] = n_slots + np.arange(len(rest))
+    return names[index].reshape(truth.shape)
+
+
+def blend(
+    frames: np.ndarray,
+    labels: np.ndarray,
+    *,
+    opacity: float = 0.5,
+    colors: np.ndarray | None = None,
+) -> np.ndarray:
+    """Frames with each region painted in its slot's colour and outlined: uint8 (...,h,w,3).
+
+    Args:
+        frames: uint8 (...,h,w,3).
+        labels: slot of each pixel (...,h,w); a negative label leaves the pixel as it is.
+        opacity: share of the colour in the mix, in [0,1]; outlines get 1.8 times as much, at most 1.
+        colors: float in [0,1] (k,3); default ``slot_colors``.
+
+    Raises:
+        ValueError: the shapes disagree, frames are not uint8, labels are not integers or the opacity is outside [0,1].
+    """
+    if frames.dtype != np.uint8 or frames.shape[-1:] != (3,):
+        raise ValueError(f"frames must be uint8 (...,h,w,3), got {frames.dtype} {frames.shape}")
+    if labels.shape != frames.shape[:-1] or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"labels must be integers {frames.shape[:-1]} to fit the frames, "
+            f"got {labels.dtype} {labels.shape}; resize them first"
+        )
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity must be in [0,1], got {opacity}")
+    if colors is None:
+        colors = slot_colors(int(labels.max(initial=0)) + 1)
+    edge = np.zeros(labels.shape, bool)
+    edge[..., 1:, :] |= labels[..., 1:, :] != labels[..., :-1, :]
+    edge[..., :, 1:] |= labels[..., :, 1:] != labels[..., :, :-1]
+    alpha = np.where(edge, min(1.0, 1.8 * opacity), opacity) * (labels >= 0)
+    paint = 255 * colors[np.maximum(labels, 0)]
+    mixed = frames + alpha[..., None] * (paint - frames)
+    return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+
+
+def overlay(
+    frame: np.ndarray, labels: np.ndarray, ax: Axes | None = None, *, opacity: float = 0.5
+) -> Axes:
+    """One frame uint8 (h,w,3) with its label map (h,w) painted over it, drawn without axes.
+
+    Raises:
+        ValueError: see ``blend``.
+    """
+    ax = _axes(ax, figsize=(3, 3))
+    ax.imshow(blend(frame, labels, opacity=opacity), interpolation="nearest")
+    ax.set_axis_off()
+    return ax
+
+
+def mask_grid(
+    frames: np.ndarray,
+    maps: Mapping[str, np.ndarray],
+    n_frames: int = 6,
+    *,
+    opacity: float = 0.55,
+    figure: Figure | None = None,
+) -> Figure:
+    """A sheet of evenly spaced frames: a row for the video, then one for each named label map.
+
+    A row named ``"truth"`` has background 0, which stays unpainted, and its objects take the colours of the slots of the
+    first other row that cover them best. All other rows are coloured by slot number.
+
+    Args:
+        frames: uint8 (t,h,w,3).
+        maps: label maps (t,h,w) by name, in the order of the rows.
+        n_frames: columns; fewer if the video is shorter.
+        opacity: see ``blend``.
+        figure: an empty figure to draw into; default a new one.
+
+    Raises:
+        ValueError: ``n_frames`` is below 1, there is no frame, or a map does not fit the frames.
+    """
+    if n_frames < 1 or frames.ndim != 4 or not len(frames):
+        raise ValueError(
+            f"need n_frames of 1 or more and frames (t,h,w,3) with t of 1 or more, got n_frames={n_frames} "
+            f"and frames {frames.shape}"
+        )
+    for name, labels in maps.items():
+        if labels.shape != frames.shape[:3]:
+            raise ValueError(f"map {name!r} must be {frames.shape[:3]}, got {labels.shape}")
+    reference = next((labels for name, labels in maps.items() if name != "truth"), None)
+    maps = dict(maps)
+    if "truth" in maps:
+        # Without a segmentation there is nothing to match: every object then keeps its own number.
+        maps["truth"] = align_truth(
+            maps["truth"], np.zeros_like(maps["truth"]) if reference is None else reference
+        )
+    times = np.linspace(0, len(frames) - 1, min(n_frames, len(frames))).round().astype(int)
+    rows = {"video": frames[times]} | {
+        name: blend(frames[times], labels[times], opacity=opacity) for name, labels in maps.items()
+    }
+    height, width = frames.shape[1:3]
+    cell = 1.35
+    if figure is None:
+        figure = plt.figure()
+    figure.set_size_inches(cell * len(times) + 0.35, cell * height / width * len(rows) + 0.25)
+    figure.set_layout_engine("constrained", w_pad=0.015, h_pad=0.015, wspace=0, hspace=0)
+    for row, (name, pictures) in enumerate(rows.items()):
+        for column, (time, picture) in enumerate(zip(times, pictures, strict=True)):
+            ax = figure.add_subplot(len(rows), len(times), row * len(times) + column + 1)
+            ax.imshow(picture, interpolation="nearest")
+            ax.set(xticks=[], yticks=[])
+            sns.despine(ax=ax, left=True, bottom=True)
+            if row == 0:
+                ax.set_title(f"frame {time}", fontsize=8, pad=3)
+            if column == 0:
+                ax.set_ylabel(name, fontsize=9, labelpad=4)
+    return figure
+
+
+def training_curves(
+    log: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    columns: Sequence[str] | None = None,
+    x: str = "step",
+    ylabel: str = "loss",
+    log_scale: bool = False,
+) -> Axes:
+    """Logged values against the step, a line for each column.
+
+    A column filled in now and then only (a validation score) is drawn through its entries, with points.
+
+    Args:
+        log: a row for each logged step.
+        ax: where to draw; default a new figure.
+        columns: what to draw; default every numeric column but ``x``.
+        x: the column of steps.
+        ylabel: name of the values with their unit.
+        log_scale: logarithmic vertical axis.
+
+    Raises:
+        ValueError: a column is not in the log.
+    """
+    if columns is None:
+        columns = [name for name in log.select_dtypes("number").columns if name != x]
+    missing = [name for name in [x, *columns] if name not in log.columns]
+    if missing:
+        raise ValueError(f"no column {missing} in the log; it has {list(log.columns)}")
+    ax = _axes(ax, figsize=(5, 3))
+    for name in columns:
+        entries = log[[x, name]].dropna()
+        sparse = len(entries) < len(log)
+        ax.plot(entries[x], entries[name], label=name, marker="o" if sparse else "", markersize=4)
+    ax.set(xlabel=f"optimiser {x}", ylabel=ylabel, yscale="log" if log_scale else "linear")
+    if len(columns) > 1:
+        ax.legend()
+    return _despined(ax)
+
+
+def score_bars(
+    intervals: Mapping[str, tuple[float, float, float]],
+    ax: Axes | None = None,
+    *,
+    xlabel: str = "score (%)",
+) -> Axes:
+    """A horizontal bar for each method with its interval and its value in figures.
+
+    Args:
+        intervals: (estimate, lower end, upper end) by method, in the unit that ``xlabel`` names; drawn top to bottom.
+        ax: where to draw; default a new figure.
+        xlabel: name of the score, with its unit and the kind of interval.
+
+    Raises:
+        ValueError: nothing to draw, or an estimate outside its interval.
+    """
+    if not intervals:
+        raise ValueError("intervals is empty: give at least one method")
+    for name, (estimate, low, high) in intervals.items():
+        if not low <= estimate <= high:
+            raise ValueError(f"{name!r}: estimate {estimate} is outside its interval [{low}, {high}]")
+    ax = _axes(ax, figsize=(5, 0.45 * len(intervals) + 0.8))
+    names = list(intervals)
+    values = np.array([intervals[name] for name in names], dtype=float)
+    ax.barh(
+        names,
+        values[:, 0],
+        xerr=np.abs(values[:, 1:] - values[:, :1]).T,
+        color=_method_colors(names),
+        alpha=0.85,
+        height=0.62,
+        error_kw={"elinewidth": 1.4, "capsize": 3, "ecolor": "#222222"},
+    )
+    for row, (estimate, _, high) in enumerate(values):
+        ax.annotate(
+            f"{estimate:.1f}",
+            (max(estimate, high), row),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize="small",
+        )
+    ax.invert_yaxis()
+    ax.margins(x=0.12)
+    ax.axvline(0, color="#444444", linewidth=0.8)
+    ax.set_xlabel(xlabel)
+    ax.tick_params(axis="y", length=0)
+    return _despined(ax, left=True)
+
+
+def paired_scatter(
+    teacher_scores: ArrayLike,
+    student_scores: ArrayLike,
+    ax: Axes | None = None,
+    *,
+    metric: str = "FG-ARI (%)",
+) -> Axes:
+    """Each video's student score against its teacher score, with the line of equal scores and the two means.
+
+    Videos without a score on either side (nan) are left out of the picture, the means and the counts.
+
+    Args:
+        teacher_scores: one a video (n,).
+        student_scores: the same videos in the same order (n,).
+        ax: where to draw; default a new figure.
+        metric: name of the score with its unit.
+
+    Raises:
+        ValueError: the lengths differ, or no video has both scores.
+    """
+    teacher = np.asarray(teacher_scores, dtype=float)
+    student = np.asarray(student_scores, dtype=float)
+    if teacher.shape != student.shape or teacher.ndim != 1:
+        raise ValueError(
+            f"need one score a video from both models, got shapes {teacher.shape} and {student.shape}"
+        )
+    scored = np.isfinite(teacher) & np.isfinite(student)
+    if not scored.any():
+        raise ValueError(f"none of the {len(scored)} videos has both scores")
+    teacher, student = teacher[scored], student[scored]
+    ax = _axes(ax, figsize=(3.6, 3.6))
+    low, high = np.min([teacher, student]), np.max([teacher, student])
+    margin = 0.06 * (high - low) or 1.0
+    limits = (low - margin, high + margin)
+    ax.plot(limits, limits, color="#8C8C8C", linewidth=1, linestyle="--", zorder=1)
+    ax.scatter(teacher, student, s=18, color=METHOD_COLORS["student"], alpha=0.6, linewidths=0)
+    ax.scatter(teacher.mean(), student.mean(), s=90, marker="+", color="#000000", linewidths=2)
+    ax.set(
+        xlim=limits,
+        ylim=limits,
+        aspect="equal",
+        xlabel=f"teacher {metric}",
+        ylabel=f"student {metric}",
+    )
+    ax.set_title(
+        f"student higher in {np.sum(student > teacher)}, lower in {np.sum(student < teacher)} "
+        f"of {len(teacher)} videos\n(+ marks the means)",
+        fontsize="small",
+    )
+    return _despined(ax)
+
+
+def _axes(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
+    return plt.subplots(figsize=figsize, layout="constrained")[1] if ax is None else ax
+
+
+def _despined(ax: Axes, *, left: bool = False) -> Axes:
+    sns.despine(ax=ax, left=left)
+    return ax
+
+
+def _method_colors(names: Sequence[str]) -> list[str]:
+    others = iter(_EXTRA_COLORS * len(names))
+    return [METHOD_COLORS.get(name) or next(others) for name in names]

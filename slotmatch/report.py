@@ -1,0 +1,308 @@
+"""From notebooks to the book: check parameters, execute once, record numbers, render.
+
+``python -m slotmatch.report`` executes every notebook into a copy of the book, renders that copy
+and prints the comparison table. Nothing is done twice: a notebook runs again only when it, its
+parameters, the package, its weights or a library changed, and the book is rendered again only when
+one of its pages did. The committed notebooks are never written to.
+"""
+
+import argparse
+import ast
+import difflib
+import importlib.util
+import math
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from hashlib import sha256
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import papermill
+from papermill.exceptions import PapermillExecutionError
+
+from slotmatch import paths
+from slotmatch.results import comparison_table, numbers, read_results, write_results
+
+__all__ = [
+    "PRESETS",
+    "Parameters",
+    "build_book",
+    "check_parameters",
+    "comparison_table",
+    "numbers",
+    "read_results",
+    "record",
+    "reproduce",
+    "run_notebook",
+    "write_results",
+]
+
+PRESETS = ("smoke", "mini", "paper")
+MAIN_JOB = "03_distill"
+RESULTS_FILE = "results.json"
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The parameters every notebook takes, checked.
+
+    ``steps`` 0 means the preset's own number. ``output`` is the folder that receives
+    ``results.json`` and whatever else the run leaves behind.
+
+    Raises:
+        ValueError: a value is not among the choices or not of its kind.
+    """
+
+    dataset: str
+    preset: str
+    backbone: str
+    seed: int
+    steps: int
+    output: str
+
+    def __post_init__(self) -> None:
+        """Refuse values that would only fail after minutes."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, field.type) or isinstance(value, bool):  # type: ignore[arg-type]
+                kind = getattr(field.type, "__name__", field.type)
+                raise ValueError(f"{field.name}={value!r} is not of type {kind}")
+        if self.preset not in PRESETS:
+            raise ValueError(f"preset={self.preset!r} is unknown; choose from {list(PRESETS)}")
+        for name in ("seed", "steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} is negative; give 0 or more")
+
+    @classmethod
+    def from_notebook(cls, namespace: Mapping[str, Any], *, notebook: str) -> "Parameters":
+        """The parameters a notebook was started with, taken from its ``globals()``.
+
+        Papermill accepts a misspelt parameter with no more than a warning, so the cell it injected
+        is read here, and names that no notebook takes are refused. An empty ``output`` becomes
+        ``runs/<notebook>.<dataset>.<preset>.seed<seed>`` under the working directory.
+
+        Raises:
+            ValueError: an injected name is unknown, or a value is refused by the class.
+        """
+        names = [field.name for field in fields(cls)]
+        injected = (cell for cell in namespace.get("In", ()) if cell.startswith("# Parameters\n"))
+        _refuse_unknown(
+            (
+                target.id
+                for cell in injected
+                for statement in ast.parse(cell).body
+                if isinstance(statement, ast.Assign)
+                for target in statement.targets
+                if isinstance(target, ast.Name)
+            ),
+            names,
+            notebook,
+        )
+        parameters = cls(**{name: namespace[name] for name in names})
+        folder = parameters.output or (
+            f"runs/{notebook}.{parameters.dataset}.{parameters.preset}.seed{parameters.seed}"
+        )
+        return cls(**{**asdict(parameters), "output": folder})
+
+    @property
+    def results(self) -> Path:
+        """Where the run's result file goes."""
+        return Path(self.output) / RESULTS_FILE
+
+
+def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
+    """Compare names with the annotated parameters cell of ``notebook``.
+
+    Raises:
+        ValueError: a name is not a parameter of the notebook; the message lists the choices.
+    """
+    _refuse_unknown(parameters, list(papermill.inspect_notebook(str(notebook))), notebook.stem)
+
+
+def run_notebook(source: Path, executed: Path, parameters: Mapping[str, Any]) -> bool:
+    """Execute ``source`` into ``executed`` unless that is up to date; True if it ran.
+
+    The working directory is the folder of ``executed``, so a relative ``output`` starts there. What
+    papermill notes about paths and times is dropped: the same run gives the same file. If a cell
+    fails, the notebook up to there stays beside ``executed`` with the suffix ``.failed.ipynb``.
+
+    Raises:
+        ValueError: a parameter is unknown.
+        papermill.exceptions.PapermillExecutionError: a cell failed.
+    """
+    check_parameters(source, parameters)
+    key = _key([source, *_package_files()], [sorted(parameters.items()), _versions()])
+    results = executed.parent / str(parameters.get("output", "")) / RESULTS_FILE
+    if executed.is_file() and results.is_file():
+        done = nbformat.read(executed, as_version=4)
+        if done.metadata.get("slotmatch", {}).get("key") == key:
+            return False
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    running = executed.with_suffix(".failed.ipynb")
+    papermill.execute_notebook(
+        str(source),
+        str(running),
+        parameters=dict(parameters),
+        cwd=str(executed.parent),
+        progress_bar=sys.stderr.isatty(),
+        stdout_file=sys.stdout if sys.stdout.isatty() else None,
+    )
+    notebook = nbformat.read(running, as_version=4)
+    notebook.metadata.pop("papermill", None)
+    notebook.metadata["slotmatch"] = {"key": key}
+    for cell in notebook.cells:
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+        if "injected-parameters" in cell.metadata.get("tags", ()):
+            cell.metadata["tags"].append("hide-input")
+    with paths.atomic(executed) as temporary:
+        nbformat.write(notebook, temporary)
+    running.unlink()
+    return True
+
+
+def build_book(source: Path, output: Path) -> bool:
+    """Render the book in ``source`` to ``output/_build/html``; True unless it was up to date.
+
+    Nothing is executed, every warning counts as an error, and no network is needed.
+
+    Raises:
+        RuntimeError: the build warned or failed; the message holds what it printed.
+    """
+    stamp = output / "_build" / "book.key"
+    files = sorted(path for path in source.rglob("*") if path.is_file())
+    key = _key(files, [_versions()], base=source)
+    site = output / "_build" / "html"
+    if stamp.is_file() and stamp.read_text() == key and (site / "index.html").is_file():
+        return False
+    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(source)]
+    options = ["--path-output", str(output), "--all", "-n", "-W", "--keep-going"]
+    stamp.unlink(missing_ok=True)
+    shutil.rmtree(site, ignore_errors=True)
+    built = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    if built.returncode:
+        raise RuntimeError(f"the book did not build:\n{built.stdout}\n{built.stderr}")
+    with paths.atomic(stamp) as temporary:
+        temporary.write_text(key)
+    return True
+
+
+def record(**values: Any) -> None:
+    """Make values available to every page of the book under their names (``glue``).
+
+    Numbers become plain Python ones, since a numpy scalar prints its type and leaves a hole in the
+    page. Texts, figures and tables pass unchanged. Without the ``book`` extra there is no book to
+    read the values, and nothing happens.
+
+    Raises:
+        ValueError: a number is not finite or an array was given.
+    """
+    if importlib.util.find_spec("myst_nb") is None:
+        return
+    from myst_nb import glue
+
+    for name, value in values.items():
+        if isinstance(value, np.ndarray) and value.ndim:
+            raise ValueError(f"{name} is an array of shape {value.shape}; record single numbers")
+        if isinstance(value, np.ndarray | np.generic):
+            value = value.item()
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name}={value} cannot stand in a text")
+        glue(name, value, display=False)
+
+
+def reproduce(*, preset: str = "mini", output: Path = paths.REPOSITORY) -> Path:
+    """Execute the notebooks, render the book, print the comparison table; the path to open.
+
+    ``output`` receives a folder ``_build`` with ``src`` (the book with executed notebooks),
+    ``runs`` (their results) and ``html`` (the pages).
+    """
+    source = output / "_build" / "src"
+    _stage_pages(source)
+    notebooks = sorted(paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
+    for notebook in notebooks:
+        started = time.monotonic()
+        _say(f"{notebook.stem}: checking")
+        executed = source / "notebooks" / notebook.name
+        parameters = {"preset": preset, "output": f"../../runs/{notebook.stem}"}
+        ran = run_notebook(notebook, executed, parameters)
+        _say(f"{notebook.stem}: {_outcome(ran, started)}")
+    started = time.monotonic()
+    built = build_book(source, output)
+    _say(f"book: {_outcome(built, started)}")
+    site = output / "_build" / "html" / "index.html"
+    results = output / "_build" / "runs" / MAIN_JOB / RESULTS_FILE
+    _say(f"\n{comparison_table(read_results(results)).to_string()}\n\nOpen {site}")
+    return site
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m slotmatch.report", description=__doc__)
+    parser.add_argument("--preset", choices=PRESETS, default="mini", help="size of every run")
+    parser.add_argument(
+        "--output", type=Path, default=paths.REPOSITORY, help="folder that receives _build"
+    )
+    chosen = parser.parse_args(arguments)
+    try:
+        reproduce(preset=chosen.preset, output=chosen.output.resolve())
+    except (PapermillExecutionError, RuntimeError) as error:
+        sys.exit(str(error))
+
+
+def _stage_pages(source: Path) -> None:
+    """Copy configuration and pages to ``source``; notebooks get there by being executed."""
+    shutil.rmtree(source / "book", ignore_errors=True)
+    shutil.copytree(paths.REPOSITORY / "book", source / "book")
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copyfile(paths.REPOSITORY / name, source / name)
+    kept = {notebook.name for notebook in paths.NOTEBOOKS.glob("*.ipynb")}
+    for stale in source.glob("notebooks/*.ipynb"):
+        if stale.name not in kept:
+            stale.unlink()
+
+
+def _refuse_unknown(names: Iterable[str], choices: list[str], notebook: str) -> None:
+    for name in names:
+        if name not in choices:
+            close = difflib.get_close_matches(name, choices, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"{notebook} has no parameter {name!r}, only {choices}{hint}")
+
+
+def _package_files() -> list[Path]:
+    files = [*paths.PACKAGE.rglob("*.py"), *paths.WEIGHTS.glob("*")]
+    return sorted(path for path in files if path.is_file())
+
+
+def _versions() -> list[tuple[str, str]]:
+    installed = metadata.distributions()
+    return sorted({(found.metadata["Name"], found.version) for found in installed})
+
+
+def _key(files: Iterable[Path], rest: Any, *, base: Path = paths.REPOSITORY) -> str:
+    """A digest of the files' names and content and of anything else that prints the same."""
+    digest = sha256(repr(rest).encode())
+    for path in files:
+        digest.update(f"\n{path.relative_to(base)}\n".encode())
+        digest.update(sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _outcome(ran: bool, started: float) -> str:
+    return f"done in {time.monotonic() - started:.0f} s" if ran else "up to date"
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    main()
