@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
 
 .PHONY: help install reproduce book test test-fast check chromium
 .DEFAULT_GOAL := help
@@ -18,10 +19,11 @@ help:
 install: $(INSTALLED)
 
 # Torch and torchvision are pinned together in pyproject.toml, so one command finds a matching pair.
+# Twice --quiet hides warnings, of which some package indexes cause hundreds; errors still show.
 $(INSTALLED): pyproject.toml
-	@echo "installing the packages of pyproject.toml into $(VENV)"
+	@echo "installing the packages of pyproject.toml into $(VENV): a few minutes, once"
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/python -m pip install --quiet --editable '.[book,test]'
+	@$(VENV)/bin/python -m pip install --quiet --quiet --editable '.[book,test]'
 	@touch $@
 
 reproduce: $(INSTALLED)
@@ -44,7 +46,7 @@ check: $(INSTALLED)
 chromium:
 	@if ! command -v chromium >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 	  echo "installing chromium for the tests of the rendered pages: apt-get install chromium"; \
-	  apt-get -qq update </dev/null && \
+	  { apt-get -qq update </dev/null && \
 	  DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium \
-	    </dev/null >/dev/null; \
+	    </dev/null; } >/dev/null || echo "chromium could not be installed" >&2; \
 	fi

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import huggingface_hub
 import timm
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from safetensors.torch import load_file
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
@@ -38,10 +38,13 @@ __all__ = [
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+LITE_MEAN = LITE_STD = 0.5
+"""What the published EfficientNet-Lites were trained with, not the ImageNet statistics."""
 HUB_TIMEOUT = 5.0
 """Seconds to wait for a first answer of the Hugging Face hub before giving up."""
 STORED_COMPONENTS = 64
 """Principal components a stage keeps in the constants file of an embedded backbone."""
+POSITION_CHANNELS = 8
 
 
 @dataclass(frozen=True)
@@ -63,30 +66,40 @@ LITES = {
 
 @dataclass(frozen=True)
 class EmbeddedRecipe:
-    """Which parts make the features of an embedded backbone, in this order: stages, then RGB.
+    """Which parts make the features of an embedded backbone: stages, then RGB, then position.
 
     Every part is centred and divided by one number for the whole part, so that its channels have
-    unit variance on average; the constants were fitted once on training videos.
+    unit variance on average; the constants were fitted once on training videos. The position code
+    stands in for what DINOv2's tokens carry of their own place, and a convolution's hardly do: a
+    slot has to know where its object is to draw a mask there.
 
     Attributes:
         network: ``lite0``, ``lite1`` or ``lite2``.
+        stride: side of a patch in pixels, 16 or 8. With 8, half the image size gives the same
+            grid for a fraction of the work: the network's late stages are dilated instead.
         stages: pairs (stage 0 to 4, how many principal components of it; 0 takes the channels
             as they are). Stage 4 is the last one, 320 or 352 channels, kept at stride 16.
         rgb: RGB area-averaged to ``rgb`` x ``rgb`` points a patch, so 3 * rgb**2 numbers; 0
             leaves it out.
+        position: standard deviation of the 8 channels of ``position_code``; 0 leaves it out.
+            Small on purpose: at 0.5 and above slots start to own places instead of objects.
 
     Raises:
         ValueError: an unknown network, a stage that does not exist or comes twice, a number of
-            components that is not stored, or no part at all.
+            components that is not stored, a negative scale, or no part at all.
     """
 
     network: str = "lite0"
+    stride: int = 16
     stages: tuple[tuple[int, int], ...] = ((4, 24),)
     rgb: int = 2
+    position: float = 0.25
 
     def __post_init__(self) -> None:
         if self.network not in LITES:
             raise ValueError(f"network {self.network!r} is not one of {', '.join(LITES)}")
+        if self.stride not in (8, 16):
+            raise ValueError(f"stride {self.stride} is not 8 or 16")
         if len({stage for stage, _ in self.stages}) < len(self.stages):
             raise ValueError(f"stages {self.stages} name a stage twice: give each one once")
         for stage, components in self.stages:
@@ -97,7 +110,9 @@ class EmbeddedRecipe:
                 raise ValueError(f"stage {stage} has 1 to {most} components, not {components}")
         if self.rgb not in (0, 1, 2, 4, 8, 16):
             raise ValueError(f"rgb {self.rgb} does not divide a patch: choose 0, 1, 2, 4, 8 or 16")
-        if not self.feature_dim:
+        if not 0 <= self.position < float("inf"):
+            raise ValueError(f"position {self.position} is not a scale: choose 0 or more")
+        if not (self.stages or self.rgb):
             raise ValueError("a recipe without stages needs rgb above 0")
 
     @property
@@ -108,13 +123,13 @@ class EmbeddedRecipe:
     @property
     def feature_dim(self) -> int:
         """Width of one patch's features."""
-        return sum(n or self.widths[stage] for stage, n in self.stages) + 3 * self.rgb**2
+        seen = sum(n or self.widths[stage] for stage, n in self.stages) + 3 * self.rgb**2
+        return seen + (POSITION_CHANNELS if self.position else 0)
 
 
 RECIPES = {
-    "embedded": EmbeddedRecipe(),
-    "embedded_lite1": EmbeddedRecipe(network="lite1"),
-    "embedded_lite2": EmbeddedRecipe(network="lite2"),
+    "embedded": EmbeddedRecipe(network="lite2"),
+    "embedded_small": EmbeddedRecipe(network="lite0", stride=8, stages=((3, 24),)),
 }
 """The embedded backbones by public name."""
 
@@ -162,10 +177,9 @@ def _embedded(name: str, recipe: EmbeddedRecipe) -> BackboneSpec:
         name=name,
         network=lite.network,
         feature_dim=recipe.feature_dim,
-        stride=16,
-        # What the published networks were trained with, not the ImageNet statistics.
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
+        stride=recipe.stride,
+        mean=(LITE_MEAN,) * 3,
+        std=(LITE_STD,) * 3,
         native_size=None,
         supervised=True,
         provenance=provenance,
@@ -204,7 +218,7 @@ def _timm_spec(network: str) -> BackboneSpec:
             f"{timm.__version__}; timm.list_models('*part*') searches those, write timm:NAME"
         )
     with torch.device("meta"):
-        model = timm.create_model(network, pretrained=False, num_classes=0)
+        model: Any = timm.create_model(network, pretrained=False, num_classes=0)
     if not hasattr(model, "forward_intermediates"):
         raise ValueError(
             f"timm network {network!r} does not give out its inner features "
@@ -288,6 +302,7 @@ class Backbone(nn.Module, ABC):
 
     mean: Tensor
     std: Tensor
+    network: Any
 
     def __init__(self, spec: BackboneSpec, network: nn.Module, image_size: int, pretrained: bool):
         super().__init__()
@@ -341,24 +356,39 @@ class TimmBackbone(Backbone):
         return rearrange(last, "n f h w -> n (h w) f")
 
 
-def stage_maps(network: nn.Module, inputs: Tensor, stages: Sequence[int]) -> dict[int, Tensor]:
-    """Stages of an EfficientNet-Lite, area-averaged to stride 16: stage -> ``n c s/16 s/16``."""
+def stage_maps(
+    network: Any, images: Tensor, stages: Sequence[int], grid: int
+) -> dict[int, Tensor]:
+    """Stages of an EfficientNet-Lite, averaged down to one vector a patch: ``n c grid grid``.
+
+    ``images`` is RGB in [0, 1].
+    """
     if not stages:
         return {}
     indices = sorted(stages)
     maps = network.forward_intermediates(
-        inputs.contiguous(memory_format=torch.channels_last),
+        ((images - LITE_MEAN) / LITE_STD).contiguous(memory_format=torch.channels_last),
         indices=indices,
         intermediates_only=True,
         stop_early=True,
     )
-    side = inputs.shape[-1] // 16
-    pooled = (F.adaptive_avg_pool2d(stage, side) for stage in maps)
+    pooled = (F.adaptive_avg_pool2d(stage, grid) for stage in maps)
     return dict(zip(indices, pooled, strict=True))
 
 
+def position_code(grid: int) -> Tensor:
+    """Half and whole waves along rows and columns of a grid, standardised as a whole: (P, 8)."""
+    place = (torch.arange(grid) + 0.5) / grid
+    angles = torch.pi * torch.outer(place, torch.tensor([1.0, 2.0]))
+    waves = torch.cat([angles.cos(), angles.sin()], dim=1)
+    rows, columns = repeat(waves, "h c -> (h w) c", w=grid), repeat(waves, "w c -> (h w) c", h=grid)
+    code = torch.cat([rows, columns], dim=1)
+    centred = code - code.mean(0)
+    return centred / centred.square().mean().sqrt()
+
+
 class EmbeddedBackbone(Backbone):
-    """Stages of an EfficientNet-Lite at stride 16, and RGB, as its recipe says."""
+    """Stages of an EfficientNet-Lite at stride 16, RGB and position, as its recipe says."""
 
     def __init__(
         self,
@@ -379,10 +409,12 @@ class EmbeddedBackbone(Backbone):
             offset, matrix = projections["rgb"].affine(0)
             self.register_buffer("offset_rgb", offset)
             self.register_buffer("matrix_rgb", matrix)
+        if self.recipe.position:
+            self.register_buffer("position", self.recipe.position * position_code(self.grid))
 
     def patch_features(self, images: Tensor) -> Tensor:
         indices = [stage for stage, _ in self.recipe.stages]
-        maps = stage_maps(self.network, self.normalise(images), indices)
+        maps = stage_maps(self.network, images, indices, self.grid)
         parts = [
             self._project(rearrange(maps[stage], "n c h w -> n (h w) c"), str(stage))
             for stage in indices
@@ -392,6 +424,8 @@ class EmbeddedBackbone(Backbone):
             points = self._project(rearrange(points, "n c h w -> n h w c"), "_rgb")
             pattern = "n (h i) (w j) c -> n (h w) (i j c)"
             parts.append(rearrange(points, pattern, i=side, j=side))
+        if self.recipe.position:
+            parts.append(self.get_buffer("position").expand(len(images), -1, -1))
         return torch.cat(parts, dim=-1)
 
     def _project(self, values: Tensor, part: str) -> Tensor:
@@ -417,8 +451,8 @@ def build(
             the place they usually come from; not for the embedded backbones.
 
     Raises:
-        ValueError: an unknown name, a size that is not a whole number of patches, or ``weights``
-            where they mean nothing.
+        ValueError: an unknown name, a size that is not a whole number of patches or that the
+            network does not take, or ``weights`` where they mean nothing.
         RuntimeError: the weights cannot be had; the message says what to do.
     """
     what = spec(name)
@@ -430,16 +464,39 @@ def build(
         )
     if what.recipe is not None:
         return _build_embedded(what, image_size, pretrained)
-    options = {}
+    options: dict[str, Any] = {}
     if what.native_size not in (None, image_size):
-        options = {"dynamic_img_size": True}
+        options["dynamic_img_size"] = True
     if pretrained:
         options["pretrained_cfg_overlay"] = _weights_source(what, weights)
     try:
         network = timm.create_model(what.network, pretrained=pretrained, num_classes=0, **options)
     except OSError as error:
         raise _no_weights(what) from error
-    return TimmBackbone(what, network, image_size, pretrained)
+    backbone = TimmBackbone(what, network, image_size, pretrained)
+    if what.name not in _SPECS:
+        _try_out(backbone)
+    return backbone
+
+
+def _try_out(backbone: TimmBackbone) -> None:
+    """One image through a network of timm, many of which only take the size they were made for."""
+    side = backbone.image_size
+    expected = (1, backbone.grid**2, backbone.spec.feature_dim)
+    try:
+        found = tuple(backbone(torch.zeros(1, 1, 3, side, side)).shape[1:])
+    except Exception as error:
+        raise _unusable(backbone, f"{type(error).__name__}: {error}") from error
+    if found != expected:
+        raise _unusable(backbone, f"features {found} instead of {expected}")
+
+
+def _unusable(backbone: TimmBackbone, reason: str) -> ValueError:
+    native = backbone.network.pretrained_cfg["input_size"][-1]
+    return ValueError(
+        f"{backbone.spec.name} does not run at image_size {backbone.image_size} ({reason}): "
+        f"try its own size, {native}, or another network"
+    )
 
 
 def _weights_source(what: BackboneSpec, weights: str | Path | None) -> dict[str, str]:
@@ -472,45 +529,45 @@ def _no_weights(what: BackboneSpec) -> RuntimeError:
 
 def _build_embedded(what: BackboneSpec, image_size: int, pretrained: bool) -> EmbeddedBackbone:
     assert what.recipe is not None
-    lite = LITES[what.recipe.network]
-    path = constants_path(what.recipe.network)
+    path = constants_path(what.recipe)
     if not path.is_file():
         raise RuntimeError(f"{path.name} is missing from {path.parent}: install the package again")
     return EmbeddedBackbone(
         what,
-        _lite_network(lite, [stage for stage, _ in what.recipe.stages], pretrained),
+        _lite_network(what.recipe, [stage for stage, _ in what.recipe.stages], pretrained),
         image_size,
         pretrained,
         Projection.unpack(load_file(path)),
     )
 
 
-def _lite_network(lite: Lite, stages: Sequence[int], pretrained: bool) -> nn.Module:
-    """An EfficientNet-Lite cut after the last of ``stages``; the fifth stage keeps stride 16."""
+def _lite_network(recipe: EmbeddedRecipe, stages: Sequence[int], pretrained: bool) -> nn.Module:
+    """An EfficientNet-Lite cut after the last of ``stages``, never coarser than the stride."""
     if not stages:
         return nn.Identity()
-    network = timm.create_model(lite.network, pretrained=False, output_stride=16)
+    lite = LITES[recipe.network]
+    network: Any = timm.create_model(lite.network, pretrained=False, output_stride=recipe.stride)
     if pretrained:
         load_lite(network, lite)
-    network.prune_intermediate_layers(max(stages), prune_norm=True, prune_head=True)
+    network.prune_intermediate_layers([max(stages)], prune_norm=True, prune_head=True)
     return network.to(memory_format=torch.channels_last)
 
 
 @torch.inference_mode()
-def fit_constants(network: str, frames: Tensor) -> dict[str, Projection]:
+def fit_constants(recipe: EmbeddedRecipe, frames: Tensor) -> dict[str, Projection]:
     """The constants of an embedded network from frames (N,3,S,S) in [0, 1]: part -> projection.
 
-    What ``constants_path`` holds is ``save_file(Projection.pack(fit_constants(...)), path)`` of
-    training frames resized to the 256 pixels at which the backbone is used.
+    All stages at once, whichever the recipe uses. What ``constants_path`` holds is
+    ``save_file(Projection.pack(fit_constants(...)), path)`` of frames of the training splits of
+    ``minimovi_a`` and ``minimovi_c`` at the size of the mini preset.
     """
-    lite = LITES[network]
-    stages = range(len(lite.widths))
-    model = _lite_network(lite, stages, pretrained=True).eval()
+    stages = range(len(recipe.widths))
+    model = _lite_network(recipe, stages, pretrained=True).eval()
     values: dict[str, list[Tensor]] = {"rgb": [], **{f"stage{i}": [] for i in stages}}
     for images in frames.split(16):
-        side = images.shape[-1] // 16
-        values["rgb"].append(F.adaptive_avg_pool2d(images, 2 * side))
-        for stage, found in stage_maps(model, (images - 0.5) / 0.5, stages).items():
+        grid = images.shape[-1] // recipe.stride
+        values["rgb"].append(F.adaptive_avg_pool2d(images, 2 * grid))
+        for stage, found in stage_maps(model, images, stages, grid).items():
             values[f"stage{stage}"].append(found)
     rows = {
         part: rearrange(torch.cat(maps), "n c h w -> (n h w) c") for part, maps in values.items()
@@ -521,9 +578,9 @@ def fit_constants(network: str, frames: Tensor) -> dict[str, Projection]:
     }
 
 
-def constants_path(network: str) -> Path:
+def constants_path(recipe: EmbeddedRecipe) -> Path:
     """The file with the fitted constants of an embedded network."""
-    return paths.WEIGHTS / f"embedded_{network}.safetensors"
+    return paths.WEIGHTS / f"embedded_{recipe.network}_stride{recipe.stride}.safetensors"
 
 
 def load_lite(network: nn.Module, lite: Lite) -> None:

@@ -1,4 +1,4 @@
-"""The slot-mask browser: a video with its slots painted on, to step through frame by frame and slot by slot."""
+"""The slot-mask browser: a video with its slots painted on, to step through in a page."""
 
 import base64
 import hashlib
@@ -41,8 +41,8 @@ _CONTACT_FRAMES = 6
 class _Panel:
     """One picture of the browser: 8-bit masks and the colour group of each slot.
 
-    ``values`` is uint8: soft masks (t,k,h,w), 255 for 1, or label maps (t,h,w), 255 for no slot. ``groups[k]`` is the
-    colour and the checkbox of slot k.
+    ``values`` is uint8: soft masks (t,k,h,w), 255 for 1, or label maps (t,h,w), 255 for no slot.
+    ``groups[k]`` is the colour and the checkbox of slot k.
     """
 
     name: str
@@ -55,7 +55,7 @@ class _Panel:
         return self.values.ndim == 4
 
     def groups_at(self, frame: int, size: tuple[int, int]) -> np.ndarray:
-        """Colour group of each pixel of one frame at ``size`` (height, width), -1 for none: int64 (h,w)."""
+        """Colour group of each pixel of a frame at ``size`` (h, w), -1 for none: int64 (h,w)."""
         values = self.values[frame]
         groups = np.append(self.groups, -1)
         if self.is_soft:
@@ -67,27 +67,32 @@ class _Panel:
 
 
 class SlotBrowser:
-    """A video and its slot masks as a figure that a reader can operate, without a kernel and without a network.
+    """A video and its slot masks as a figure to operate, without a kernel and without a network.
 
-    Panels stand side by side, share one time slider, one opacity slider and one checkbox for each slot, and one colour
-    for each slot. In a notebook or a book the object shows itself; a static sheet of frames stands in wherever
-    scripts don't run. The same content gives the same bytes.
+    Panels stand side by side, share one time slider, one opacity slider and one checkbox for each
+    slot, and one colour for each slot. In a notebook or a book the object shows itself; a static
+    sheet of frames stands in wherever scripts don't run. The same content gives the same bytes.
 
-    Frames are stored at up to 320 pixels a side, as PNG, or as JPEG when the PNGs of all frames exceed 1 MB. Soft masks
-    are stored as 8-bit grey PNGs at their own resolution, up to 48 pixels a side (averaged down from above), and enlarged
-    bilinearly in the page before the largest is taken, as the evaluation does. Label maps are stored as they are and
-    enlarged by nearest neighbour.
+    Frames are stored at up to 320 pixels a side, as PNG, or as JPEG when the PNGs of all frames
+    exceed 1 MB. Soft masks are stored as 8-bit grey PNGs at their own resolution, up to 48 pixels a
+    side (averaged down from above), and enlarged bilinearly in the page before the largest is
+    taken, as the evaluation does. Label maps are stored as they are and enlarged by nearest
+    neighbour.
 
     Args:
         frames: the video, uint8 (T,H,W,3).
-        masks: soft masks, float in [0,1] (T,K,h,w), as on the patch grid; or label maps, integers (T,h,w), each number
-            from 0 a slot; or a dict of these by panel name, the first being the one that names the colours (the teacher).
+        masks: soft masks, float in [0,1] (T,K,h,w), as on the patch grid; or label maps, integers
+            (T,h,w), each number from 0 a slot; or a dict of these by panel name, the first being
+            the one that names the colours (the teacher).
         label: a title above the panels.
-        truth: true objects, integers (T,h,w) with 0 for background, which stays unpainted. They get a panel of their own
-            in which each object has the colour of the slot of the first panel that covers it best.
-        correspondence: for each slot of the panels after the first, the slot of the first panel it answers to, as
-            ``matching.match_slots`` returns for one clip; -1 for none. Default: slots with equal numbers correspond.
-        max_frames: longer videos are thinned out by an even step to at most this many; None keeps all.
+        truth: true objects, integers (T,h,w) with 0 for background, which stays unpainted. They get
+            a panel of their own in which each object has the colour of the slot of the first panel
+            that covers it best.
+        correspondence: for each slot of the panels after the first, the slot of the first panel it
+            answers to, as ``matching.match_slots`` returns for one clip; -1 for none. Default:
+            slots with equal numbers correspond.
+        max_frames: longer videos are thinned out by an even step to at most this many; None keeps
+            all.
 
     Raises:
         ValueError: shapes, types or values that don't fit, with what was given and what to do.
@@ -109,10 +114,16 @@ class SlotBrowser:
         step = 1 if max_frames is None else math.ceil(len(video) / max_frames)
         given = dict(masks) if isinstance(masks, Mapping) else {"slots": masks}
         if not given:
-            raise ValueError("masks is an empty dict: give at least one panel, such as {'teacher': masks}")
+            raise ValueError(
+                "masks is an empty dict: give at least one panel, such as {'teacher': masks}"
+            )
         if truth is not None and "truth" in given:
-            raise ValueError("two panels named 'truth': rename the one in masks, or drop the argument truth")
-        values = {name: _checked_masks(name, item, len(video))[::step] for name, item in given.items()}
+            raise ValueError(
+                "two panels named 'truth': rename the one in masks, or drop the argument truth"
+            )
+        values = {
+            name: _checked_masks(name, item, len(video))[::step] for name, item in given.items()
+        }
         self.label = label
         self.n_total = len(video)
         self.times = np.arange(0, self.n_total, step)
@@ -124,7 +135,9 @@ class SlotBrowser:
             for (name, item), panel in zip(values.items(), groups, strict=True)
         ]
         if truth is not None:
-            self.panels.insert(0, self._truth_panel(_checked_labels("truth", truth, self.n_total)[::step]))
+            self.panels.insert(
+                0, self._truth_panel(_checked_labels("truth", truth, self.n_total)[::step])
+            )
 
     @property
     def _size(self) -> tuple[int, int]:
@@ -133,12 +146,14 @@ class SlotBrowser:
     def _truth_panel(self, truth: np.ndarray) -> _Panel:
         reference = np.stack([self.panels[0].groups_at(t, self._size) for t in range(len(truth))])
         named = plots.align_truth(_resized_labels(truth, self._size), reference)
-        # Objects without a partner come after all slots, also after those that only later panels have.
+        # Objects without a partner come after all slots, also those that only later panels have.
         lonely = int(reference.max()) + 1
         named[named >= lonely] += self.n_slots - lonely
         n_groups = int(named.max(initial=0)) + 1
         if n_groups > _NO_SLOT:
-            raise ValueError(f"truth holds too many objects ({n_groups} colours; at most {_NO_SLOT})")
+            raise ValueError(
+                f"truth holds too many objects ({n_groups} colours; at most {_NO_SLOT})"
+            )
         values = np.where(named < 0, _NO_SLOT, named).astype(np.uint8)
         return _Panel("truth", values, tuple(range(n_groups)), is_truth=True)
 
@@ -164,7 +179,9 @@ class SlotBrowser:
         if not 0 <= frame < len(self.frames):
             raise ValueError(f"frame must be 0 to {len(self.frames) - 1}, got {frame}")
         height, width = _canvas_size(self._size, side)
-        ground = np.asarray(Image.fromarray(self.frames[frame]).resize((width, height)))
+        image = Image.fromarray(self.frames[frame])
+        # Bilinear, as a canvas enlarges.
+        ground = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
         gap = np.full((height, 8, 3), 255, np.uint8)
         row = []
         for panel in self.panels:
@@ -176,7 +193,7 @@ class SlotBrowser:
 
     @cached_property
     def png(self) -> bytes:
-        """A sheet of up to six frames with a row for each panel: what shows where no script runs."""
+        """A sheet of up to six frames, a row for each panel: what shows where no script runs."""
         chosen = np.linspace(0, len(self.frames) - 1, min(_CONTACT_FRAMES, len(self.frames)))
         chosen = chosen.round().astype(int)
         rows = {
@@ -186,9 +203,7 @@ class SlotBrowser:
         with plots.style():
             figure = Figure(facecolor="white")
             FigureCanvasAgg(figure)
-            plots.mask_grid(
-                self.frames[chosen], rows, len(chosen), times=self.times[chosen], figure=figure
-            )
+            plots.contact_sheet(figure, self.frames[chosen], rows, self.times[chosen])
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png", dpi=96, metadata={"Software": None})
         # 256 colours are plenty for a stand-in, at a third of the bytes.
@@ -219,7 +234,10 @@ class SlotBrowser:
                     "size": panel.values.shape[:-3:-1],
                     "groups": panel.groups,
                     "images": [
-                        _uri(_encoded(Image.fromarray(item.reshape(-1, item.shape[-1])), "PNG"), "png")
+                        _uri(
+                            _encoded(Image.fromarray(item.reshape(-1, item.shape[-1])), "PNG"),
+                            "png",
+                        )
                         for item in panel.values
                     ],
                 }
@@ -229,12 +247,17 @@ class SlotBrowser:
         names = ", ".join(panel.name for panel in self.panels)
         digest = hashlib.sha256((self.label + json.dumps(content)).encode()).hexdigest()[:12]
         # A "<" inside the script could end it early ("</script>") or hide its end ("<!--").
-        payload = json.dumps({"id": digest} | content, separators=(",", ":")).replace("<", "\\u003c")
+        payload = json.dumps({"id": digest} | content, separators=(",", ":")).replace(
+            "<", "\\u003c"
+        )
         title = f'<p class="sb-title">{html.escape(self.label)}</p>\n' if self.label else ""
         name = html.escape(self.label or f"slot masks: {names}")
-        description = html.escape(f"Frames of the video with the slot masks of these panels: {names}")
+        description = html.escape(
+            f"Frames of the video with the slot masks of these panels: {names}"
+        )
         return (
-            f'<div class="slotmatch-browser" data-slotmatch="{digest}" role="group" aria-label="{name}">\n'
+            f'<div class="slotmatch-browser" data-slotmatch="{digest}" '
+            f'role="group" aria-label="{name}">\n'
             f"<style>\n{_asset('browser.css')}</style>\n{title}"
             f'<img class="sb-static" alt="{description}" src="{_uri(self.png, "png")}">\n'
             f"</div>\n<script>\n{_asset('browser.js').rstrip()}({payload});\n</script>\n"
@@ -272,15 +295,17 @@ def browse(
     truth: ArrayLike | None = None,
     correspondence: ArrayLike | None = None,
 ) -> "SlotBrowser | ipywidgets.VBox":
-    """Slot masks to look through: a ``SlotBrowser``, or with ``live`` a widget that a running kernel redraws.
+    """Slot masks to look through: a ``SlotBrowser``, or a widget redrawn by a running kernel.
 
-    The live one keeps every frame of a long video; it does nothing in a page without a kernel. The other arguments and
-    the errors are those of ``SlotBrowser``.
+    The widget (``live``) keeps every frame of a long video; it does nothing in a page without a
+    kernel. The other arguments and the errors are those of ``SlotBrowser``.
     """
     if not live:
         return SlotBrowser(frames, masks, label, truth=truth, correspondence=correspondence)
     return _widget(
-        SlotBrowser(frames, masks, label, truth=truth, correspondence=correspondence, max_frames=None)
+        SlotBrowser(
+            frames, masks, label, truth=truth, correspondence=correspondence, max_frames=None
+        )
     )
 
 
@@ -298,14 +323,16 @@ def _widget(browser: SlotBrowser) -> "ipywidgets.VBox":
     ]
     colors = np.rint(255 * plots.slot_colors(browser.n_slots)).astype(int)
     swatches = [
-        ipywidgets.HTML(f'<span style="color:rgb({r},{g},{b})">&#9632;</span>') for r, g, b in colors
+        ipywidgets.HTML(f'<span style="color:rgb({r},{g},{b})">&#9632;</span>')
+        for r, g, b in colors
     ]
     picture = ipywidgets.Image(format="png", layout={"max_width": "100%", "object_fit": "contain"})
 
     def redraw(_: object = None) -> None:
         slots = [k for k, box in enumerate(boxes) if box.value]
         image = browser.picture(slider.value, opacity=opacity.value, slots=slots)
-        picture.value = _encoded(image, "PNG")
+        # Quick rather than small: it travels no further than to the reader's screen.
+        picture.value = _encoded(image, "PNG", optimize=False, compress_level=1)
 
     for control in [slider, opacity, *boxes]:
         control.observe(redraw, names="value")
@@ -329,8 +356,9 @@ def _checked_frames(frames: ArrayLike) -> np.ndarray:
     video = np.asarray(frames)
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
         raise ValueError(
-            f"frames must be uint8 (T,H,W,3), got {video.dtype} {video.shape}; for a float video (T,3,H,W) in [0,1] "
-            "use (255 * video).round().astype('uint8').transpose(0, 2, 3, 1)"
+            f"frames must be uint8 (T,H,W,3), got {video.dtype} {video.shape}; "
+            "for a float video (T,3,H,W) in [0,1] use "
+            "(255 * video).round().astype('uint8').transpose(0, 2, 3, 1)"
         )
     if not video.size:
         raise ValueError(f"frames is empty {video.shape}: give at least one frame")
@@ -345,18 +373,20 @@ def _checked_masks(name: str, masks: ArrayLike, n_frames: int) -> np.ndarray:
         return _checked_labels(name, array, n_frames)
     if not (np.issubdtype(array.dtype, np.floating) and array.ndim == 4):
         raise ValueError(
-            f"masks of {name!r} must be soft masks, float (T,K,h,w), or label maps, integers (T,h,w), got "
-            f"{array.dtype} {array.shape}; masks over patches (T,K,P) become (T,K,h,w) by "
-            "einops.rearrange(masks, 't k (h w) -> t k h w', h=grid)"
+            f"masks of {name!r} must be soft masks, float (T,K,h,w), or label maps, integers "
+            f"(T,h,w), got {array.dtype} {array.shape}; masks over patches (T,K,P) become "
+            "(T,K,h,w) by einops.rearrange(masks, 't k (h w) -> t k h w', h=grid)"
         )
     _check_length(name, array, n_frames)
     if array.shape[1] > _NO_SLOT:
-        raise ValueError(f"masks of {name!r} hold {array.shape[1]} slots, at most {_NO_SLOT} can be shown")
-    # Half precision leaves a softmax up to a thousandth above one.
-    if not (np.isfinite(array).all() and array.min() >= -1e-3 and array.max() <= 1 + 1e-3):
         raise ValueError(
-            f"soft masks of {name!r} {array.shape} must be finite and in [0,1], got {np.isnan(array).sum()} NaN and "
-            f"values from {np.nanmin(array)} to {np.nanmax(array)}; take a softmax over the slots first"
+            f"masks of {name!r} hold {array.shape[1]} slots, at most {_NO_SLOT} can be shown"
+        )
+    # Half precision leaves a softmax up to a thousandth above one.
+    if not (array.min() >= -1e-3 and array.max() <= 1 + 1e-3):
+        raise ValueError(
+            f"soft masks of {name!r} {array.shape} must be finite and in [0,1], got values from "
+            f"{array.min()} to {array.max()} (nan if any is); take a softmax over the slots first"
         )
     return array
 
@@ -370,8 +400,9 @@ def _checked_labels(name: str, labels: ArrayLike, n_frames: int) -> np.ndarray:
     _check_length(name, array, n_frames)
     if array.min() < 0 or (name != "truth" and array.max() >= _NO_SLOT):
         raise ValueError(
-            f"labels of {name!r} {array.shape} must be 0 to {_NO_SLOT - 1}, got {array.min()} to {array.max()}; "
-            "renumber them with np.unique(labels, return_inverse=True)"
+            f"labels of {name!r} {array.shape} must be 0 to {_NO_SLOT - 1}, "
+            f"got {array.min()} to {array.max()}; renumber them with "
+            "np.unique(labels, return_inverse=True)"
         )
     return array
 
@@ -379,7 +410,8 @@ def _checked_labels(name: str, labels: ArrayLike, n_frames: int) -> np.ndarray:
 def _check_length(name: str, array: np.ndarray, n_frames: int) -> None:
     if len(array) != n_frames or not array.size:
         raise ValueError(
-            f"{name!r} has shape {array.shape} but there are {n_frames} frames: give one non-empty mask set a frame"
+            f"{name!r} has shape {array.shape} but there are {n_frames} frames: "
+            "give one non-empty mask set a frame"
         )
 
 
@@ -388,7 +420,7 @@ def _n_slots(masks: np.ndarray) -> int:
 
 
 def _groups(n_slots: list[int], correspondence: ArrayLike | None) -> list[tuple[int, ...]]:
-    """The colour group of each slot of each panel; slots that answer to none get groups of their own."""
+    """The colour group of each slot of each panel; slots that answer to none get new ones."""
     if correspondence is None:
         return [tuple(range(n)) for n in n_slots]
     if len(n_slots) == 1:
@@ -397,13 +429,14 @@ def _groups(n_slots: list[int], correspondence: ArrayLike | None) -> list[tuple[
     first = n_slots[0]
     if answers.ndim != 1 or not np.issubdtype(answers.dtype, np.integer):
         raise ValueError(
-            f"correspondence must be integers (K,), one a slot, got {answers.dtype} {answers.shape}; "
+            "correspondence must be integers (K,), one a slot, "
+            f"got {answers.dtype} {answers.shape}; "
             "of match_slots(student, teacher) give the row of this clip"
         )
     if len(answers) < max(n_slots[1:]) or answers.min() < -1 or answers.max() >= first:
         raise ValueError(
-            f"correspondence {answers.tolist()} must name, for each of {max(n_slots[1:])} slots, one of the first "
-            f"panel's slots 0 to {first - 1}, or -1"
+            f"correspondence {answers.tolist()} must name, for each of {max(n_slots[1:])} slots, "
+            f"one of the first panel's slots 0 to {first - 1}, or -1"
         )
     alone = np.flatnonzero(answers < 0)
     groups = answers.copy()
@@ -428,7 +461,9 @@ def _stored(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     height, width = (min(side, _MAX_MASK_SIDE) for side in masks.shape[2:])
     small = np.stack(
         [
-            F.interpolate(torch.from_numpy(item.astype(np.float32))[None], (height, width), mode="area")[0]
+            F.interpolate(
+                torch.from_numpy(item.astype(np.float32))[None], (height, width), mode="area"
+            )[0]
             for item in masks
         ]
     )
@@ -436,7 +471,7 @@ def _stored(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _resized_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Label maps no larger than ``size`` (height, width), by nearest neighbour: the labels' type (t,h,w)."""
+    """Label maps no larger than ``size`` (h, w), by nearest neighbour: same type (t,h,w)."""
     height, width = (min(pair) for pair in zip(labels.shape[1:], size, strict=True))
     rows = ((np.arange(height) + 0.5) * labels.shape[1] / height).astype(int)
     columns = ((np.arange(width) + 0.5) * labels.shape[2] / width).astype(int)
@@ -458,7 +493,7 @@ def _frame_uris(frames: np.ndarray) -> list[str]:
 
 def _encoded(image: Image.Image, format: str, **options: int) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, format=format, optimize=True, **options)
+    image.save(buffer, format=format, **({"optimize": True} | options))
     return buffer.getvalue()
 
 

@@ -19,7 +19,7 @@ Array: TypeAlias = NDArray[Any] | torch.Tensor
 
 BOUNDARY_SHARE = 0.02  # boundary width as a share of the image diagonal
 MAX_CELLS = 2**27  # of a table, 1 GiB
-DENSE_LABELS = 256  # a range of labels so small that counting its gaps costs less than sorting
+DENSE_LABELS = 256  # a range that fits a byte; counting its gaps costs less than sorting
 
 
 def checked_maps(
@@ -61,13 +61,15 @@ def checked_maps(
 
 
 def _codes(labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Label values, and for each pixel the index of its value."""
-    low = labels.min()
-    n_values = int(labels.max()) - int(low) + 1
-    if n_values <= DENSE_LABELS:
-        return low + np.arange(n_values, dtype=labels.dtype), (labels - low if low else labels)
-    values, codes = np.unique(labels, return_inverse=True)
-    return values, codes.reshape(labels.shape)
+    """Ascending label values, and for each pixel the index of its value."""
+    low, high = int(labels.min()), int(labels.max())
+    if high - low < DENSE_LABELS:
+        # Shifting may overflow the labels' own type, yet it is right in the 256 values of a byte.
+        codes = labels.astype(np.uint8)
+        codes -= np.uint8(low % 256)
+        return np.array(range(low, high + 1), labels.dtype), codes
+    values, positions = np.unique(labels, return_inverse=True)
+    return values, positions.reshape(labels.shape)
 
 
 def joint_counts(
@@ -100,7 +102,7 @@ def joint_counts(
     for t, (true_frame, pred_frame) in enumerate(zip(true_codes, pred_codes, strict=True)):
         pairs = true_frame.astype(dtype)
         pairs *= dtype.type(shape[1])
-        pairs += pred_frame.astype(dtype)
+        pairs += pred_frame.astype(dtype, copy=False)
         if flags is not None:
             pairs <<= dtype.type(2)
             pairs += flags[t]
@@ -119,8 +121,12 @@ def boundary_counts(
 
     The last axis is 2 for a pixel on a true boundary, plus 1 on a predicted one.
     """
-    flags = boundaries(pred) + np.uint8(2) * boundaries(true)
-    return joint_counts(true, pred, flags)
+    true_values, true_codes = _codes(true)
+    _, pred_codes = _codes(pred)
+    flags = boundaries(true_codes).view(np.uint8) * np.uint8(2)
+    flags += boundaries(pred_codes)
+    present, counts = joint_counts(true_codes, pred_codes, flags)
+    return true_values[present], counts
 
 
 def boundaries(labels: Array) -> NDArray[np.bool_]:
@@ -144,19 +150,27 @@ def boundaries(labels: Array) -> NDArray[np.bool_]:
     side = 2 * radius + 1
     boundary = np.ones(labels.shape, bool)
     if min(h, w) >= side:
-        across = _runs(labels[..., 1:] == labels[..., :-1], side - 1, axis=-1)
-        down = _runs(labels[..., 1:, :] == labels[..., :-1, :], side - 1, axis=-2)
-        inside = _runs(across, side, axis=-2) & down[..., radius : w - radius]
-        boundary[..., radius : h - radius, radius : w - radius] = ~inside
+        inner = np.s_[radius : h - radius, radius : w - radius]
+        # Frame by frame and on flat arrays, so that every step runs over a few contiguous pages.
+        for frame, found in zip(labels.reshape(-1, h * w), boundary.reshape(-1, h, w), strict=True):
+            across = _runs(frame[1:] == frame[:-1], side - 1, stride=1)
+            down = _runs(frame[w:] == frame[:-w], side - 1, stride=w)
+            uniform = _runs(across, side, stride=w)
+            uniform &= down[radius:][: len(uniform)]
+            mixed = np.ones(h * w, bool)
+            np.logical_not(uniform, out=mixed[radius * (w + 1) :][: len(uniform)])
+            found[inner] = mixed.reshape(h, w)[inner]
     return boundary
 
 
-def _runs(flags: NDArray[np.bool_], length: int, *, axis: int) -> NDArray[np.bool_]:
-    """Whether ``length`` successive flags from here on are set; starts without room are cut off."""
-    flags = np.moveaxis(flags, axis, 0)
+def _runs(flags: NDArray[np.bool_], length: int, *, stride: int) -> NDArray[np.bool_]:
+    """Whether ``length`` flags, every ``stride``-th from here on, are set; starts with room for it.
+
+    Runs along the rows of a flattened picture go on in the next row: the caller drops those.
+    """
     covered = 1
     while covered < length:
         step = min(covered, length - covered)
-        flags = flags[:-step] & flags[step:]
+        flags = flags[: -step * stride] & flags[step * stride :]
         covered += step
-    return np.moveaxis(flags, 0, axis)
+    return flags

@@ -18,10 +18,10 @@ CORRESPONDENCES = ("index", "hungarian")
 
 
 def feature_reconstruction(reconstruction: Tensor, features: Tensor) -> Tensor:
-    """Mean squared error over all elements of two tensors of one shape, usually (B,T,P,F): a scalar.
+    """Mean squared error of two tensors of one shape, usually (B,T,P,F): a scalar.
 
-    The features are a fixed target: no gradient reaches them. They are not normalised, so values of different
-    backbones cannot be compared.
+    The features are a fixed target: no gradient reaches them. They are not normalised, so values of
+    different backbones cannot be compared.
 
     Raises:
         ValueError: the shapes differ or a tensor does not hold floating-point numbers.
@@ -37,22 +37,26 @@ def slot_contrast(
     batch_contrast: bool = True,
     axis: str = "earlier",
 ) -> Tensor:
-    """Cross-entropy of finding each slot again in the neighbouring frame, slots (B,T,K,D): a scalar.
+    """Cross-entropy of finding each slot (B,T,K,D) again in the neighbouring frame: a scalar.
 
-    For consecutive frames, S[i,j] = <z_i(t), z_j(t+1)> / temperature of slots scaled to unit length, and the loss is
-    the mean of -log softmax(S) on the diagonal. Positive: the same index in the same clip. Negatives: the clip's other
-    slots and, with ``batch_contrast``, those of all other clips, so that the batch size is part of the loss.
+    For consecutive frames, S[i,j] = <z_i(t), z_j(t+1)> / temperature of slots scaled to unit
+    length, and the loss is the mean of -log softmax(S) on the diagonal. Positive: the same index in
+    the same clip. Negatives: the clip's other slots and, with ``batch_contrast``, those of all
+    other clips, so that the batch size is part of the loss.
 
-    ``axis`` says which frame's slots the softmax runs over: the ``"earlier"`` (what SlotContrast's code computes: a
-    slot looks back), the ``"later"`` (how its text reads: a slot looks ahead), or the mean of both, ``"symmetric"``.
-    One frame alone has no pair: the result is a zero with zero gradient, and a warning.
+    ``axis`` says which frame's slots the softmax runs over: the ``"earlier"`` (what SlotContrast's
+    code computes: a slot looks back), the ``"later"`` (how its text reads: a slot looks ahead), or
+    the mean of both, ``"symmetric"``. One frame alone has no pair: the result is a zero with zero
+    gradient, and a warning.
 
     Raises:
-        ValueError: slots of another rank or not floating-point, a temperature that is not positive, an unknown axis.
+        ValueError: slots of another rank or not floating-point, a temperature that is not positive,
+            an unknown axis.
     """
     if slots.ndim != 4 or not slots.is_floating_point():
         raise ValueError(
-            f"expected floating-point slots (B,T,K,D), got {slots.dtype} of shape {tuple(slots.shape)}"
+            "expected floating-point slots (B,T,K,D), "
+            f"got {slots.dtype} of shape {tuple(slots.shape)}"
         )
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
@@ -76,14 +80,16 @@ def slot_contrast(
 
 
 def slot_match(student: Tensor, teacher: Tensor, *, correspondence: str = "index") -> Tensor:
-    """One minus the mean cosine of corresponding student and teacher slots, both (B,T,K,D): a scalar in [0, 2].
+    """One minus the mean cosine of corresponding slots, both (B,T,K,D): a scalar in [0, 2].
 
-    ``"index"`` pairs slots of equal index, which presumes that the student starts from the teacher's initial slots or
-    learns their order; ``"hungarian"`` pairs them anew for each clip (``match_slots``), so that the order of the
-    teacher's slots does not matter. Lengths of slots are free. No gradient reaches the teacher.
+    ``"index"`` pairs slots of equal index, which presumes that the student starts from the
+    teacher's initial slots or learns their order; ``"hungarian"`` pairs them anew for each clip
+    (``match_slots``), so that the order of the teacher's slots does not matter. Lengths of slots
+    are free. No gradient reaches the teacher.
 
     Raises:
-        ValueError: the shapes differ or are of another rank, not floating-point, or an unknown correspondence.
+        ValueError: the shapes differ or are of another rank, not floating-point, or an unknown
+            correspondence.
     """
     _require_same_shape("student slots", student, "teacher slots", teacher)
     if student.ndim != 4:

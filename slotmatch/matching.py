@@ -11,9 +11,10 @@ __all__ = ["match_slots", "reorder_slots"]
 def match_slots(student: Tensor, teacher: Tensor) -> Tensor:
     """One-to-one assignment of teacher to student slots with the largest total cosine: long (B,K).
 
-    Student slot ``k`` of clip ``b`` answers to teacher slot ``result[b, k]``. Both inputs are (B,T,K,D), or (B,K,D)
-    for single frames. The cosines are summed over a clip's frames first, so one assignment holds for the whole clip:
-    a student that swaps objects half-way is not excused. Solved exactly (Hungarian method). No gradient passes.
+    Student slot ``k`` of clip ``b`` answers to teacher slot ``result[b, k]``. Both inputs are
+    (B,T,K,D), or (B,K,D) for single frames. The cosines are summed over a clip's frames first, so
+    one assignment holds for the whole clip: a student that swaps objects half-way is not excused.
+    Solved exactly (Hungarian method). No gradient passes.
 
     Raises:
         ValueError: the shapes differ, are of another rank, or the slots hold NaN or infinity.
@@ -36,7 +37,7 @@ def match_slots(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def reorder_slots(slots: Tensor, assignment: Tensor) -> Tensor:
-    """Slots (B,T,K,D) or (B,K,D) put in the order of an assignment (B,K), the same for all frames of a clip.
+    """Slots (B,T,K,D) or (B,K,D) in the order of an assignment (B,K), one order for a clip.
 
     Raises:
         ValueError: the assignment does not fit the slots.

@@ -1,7 +1,9 @@
-"""Teacher and student: one recurrent slot model over frozen features, with its presets and its file format.
+"""Teacher and student: one recurrent slot model over frozen features, and its file format.
 
-A frame's transformed features correct the slots that the previous frame predicted; a decoder turns corrected slots
-into features and masks:  s(t) = attention(prediction(t-1), f(t)),  prediction(t) = predictor(s(t)).
+A frame's transformed features correct the slots that the previous frame predicted; a decoder turns
+corrected slots into features and masks:
+
+    s(t) = attention(prediction(t-1), f(t))        prediction(t) = predictor(s(t))
 
 Shapes: B clips, T frames, K slots, D slot width, P patches, F feature width.
 """
@@ -51,7 +53,7 @@ FILE_FORMAT = "slotmatch 1"
 
 @dataclass(frozen=True)
 class SlotState:
-    """What a video's next frame needs of all before it: the slots predicted for it (B,K,D) and its number."""
+    """What a next frame needs of all before it: slots predicted for it (B,K,D), and its number."""
 
     predicted: Tensor
     frame: int
@@ -61,10 +63,11 @@ class SlotState:
 class SlotOutput:
     """What a model says about a clip.
 
-    ``slots`` (B,T,K,D) are the corrected ones, the representation every loss uses. ``attention`` (B,T,K,P) is slot
-    attention's last softmax; ``masks`` (B,T,K,P) are the decoder's, the segmentation. Both sum to one over slots.
-    ``masks`` and ``reconstruction`` (B,T,P,F) are None where they were not asked for, and have fewer P where only some
-    patches were. ``state`` continues the video.
+    ``slots`` (B,T,K,D) are the corrected ones, the representation every loss uses. ``attention``
+    (B,T,K,P) is slot attention's last softmax; ``masks`` (B,T,K,P) are the decoder's, the
+    segmentation. Both sum to one over slots. ``masks`` and ``reconstruction`` (B,T,P,F) are None
+    where they were not asked for, and have fewer P where only some patches were. ``state``
+    continues the video.
     """
 
     slots: Tensor
@@ -79,9 +82,10 @@ class VideoSlotModel(nn.Module):
 
     The algorithm is `_track` followed by `decode`.
 
-    Teacher and student are this one class with different configs. The backbone is frozen and stays in evaluation mode;
-    its features are also the reconstruction's target. The remaining weights are drawn from ``seed``, and the global
-    generator is left as it was. ``pretrained=False`` builds the backbone without its weights, and without a download.
+    Teacher and student are this one class with different configs. The backbone is frozen and stays
+    in evaluation mode; its features are also the reconstruction's target. The remaining weights are
+    drawn from ``seed``, and the global generator is left as it was. ``pretrained=False`` builds the
+    backbone without its weights, and without a download.
     """
 
     def __init__(self, config: ModelConfig, *, pretrained: bool = True, seed: int = 0) -> None:
@@ -130,7 +134,11 @@ class VideoSlotModel(nn.Module):
         patches: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> SlotOutput:
-        """Slots, masks and reconstruction of a video (B,T,3,H,W) in [0, 1]: see ``forward_features``."""
+        """Slots, masks and reconstruction of a video (B,T,3,H,W): see ``forward_features``.
+
+        Raises:
+            ValueError: no backbone, or not floating-point values in [0, 1].
+        """
         return self.forward_features(
             self.encode(video),
             reconstruct=reconstruct,
@@ -152,12 +160,14 @@ class VideoSlotModel(nn.Module):
     ) -> SlotOutput:
         """Slots, masks and reconstruction of a video given as backbone features (B,T,P,F).
 
-        A ``state`` returned earlier continues its video: blocks of any length give exactly what the whole video gives
-        at once. ``patches``, a vector of indices shared by the batch, decodes only those patches. ``decode=False``
-        stops at the slots, ``reconstruct=False`` at the masks. ``generator`` draws sampled initial slots.
+        A ``state`` returned earlier continues its video: blocks of any length give exactly what the
+        whole video gives at once. ``patches``, a vector of indices shared by the batch, decodes
+        only those patches. ``decode=False`` stops at the slots, ``reconstruct=False`` at the masks.
+        ``generator`` draws sampled initial slots.
 
         Raises:
-            ValueError: features or state of another shape, or sampled slots without a generator.
+            ValueError: features or state of another shape, features with NaN or infinity, or
+                sampled slots without a generator.
         """
         self._check(features, state)
         features = features.to(self.decoder.positions.dtype)  # cached features are half precision
@@ -170,7 +180,7 @@ class VideoSlotModel(nn.Module):
     def decode(
         self, slots: Tensor, *, patches: Tensor | None = None, reconstruct: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """Masks (B,T,K,P) and reconstruction (B,T,P,F), or None, of slots (B,T,K,D); frames do not interact."""
+        """Masks (B,T,K,P) and reconstruction (B,T,P,F), if asked, of slots (B,T,K,D)."""
         batch = slots.shape[0]
         flat = rearrange(slots, "b t k d -> (b t) k d")
         masks, reconstruction = self.decoder(flat, patches=patches, reconstruct=reconstruct)
@@ -206,6 +216,12 @@ class VideoSlotModel(nn.Module):
             raise ValueError(
                 f"expected features (B,T,{expected[0]},{expected[1]}), got {tuple(features.shape)}"
             )
+        # Its extremes tell of any NaN or infinity in one pass, without a copy.
+        if not features.is_meta and not torch.stack(features.detach().aminmax()).isfinite().all():
+            raise ValueError(
+                "features hold NaN or infinity, which would spread to all later frames: "
+                "check the video, the cached features and the backbone's weights"
+            )
         slots = (features.shape[0], self.config.n_slots, self.config.slot_dim)
         if state is not None and state.predicted.shape != slots:
             raise ValueError(
@@ -220,8 +236,8 @@ def save(
     """Write a model as one safetensors file with its config inside; ``load`` reads it back.
 
     The frozen backbone's weights are left out, since ``backbones.build`` has them, but their
-    checksum is kept and compared when loading. ``include_backbone=True`` puts them in: needed for an
-    untrained backbone, and useful where they could not be had again.
+    checksum is kept and compared when loading. ``include_backbone=True`` puts them in: needed for
+    an untrained backbone, and useful where they could not be had again.
     """
     tensors = {
         name: tensor.contiguous()
@@ -264,20 +280,21 @@ def load(name_or_path: str | os.PathLike[str]) -> VideoSlotModel:
         )
     try:
         config = ModelConfig(**json.loads(header["config"]))
+        expected = header["backbone_sha256"]
+        trained = bool(json.loads(header["backbone_pretrained"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds a config this version cannot read: {error}") from error
+        raise ValueError(f"{path} has a header this version cannot read: {error}") from error
     complete = any(name.startswith("backbone.") for name in tensors)
     model = VideoSlotModel(config, pretrained=not complete)
-    model.to(tensors["decoder.positions"].dtype)
     _fill(model, tensors, str(path), may_lack=() if complete else ("backbone.",))
     if model.backbone is not None:
         found = weights_checksum(model.backbone)
-        if found != header["backbone_sha256"]:
+        if found != expected:
             raise ValueError(
                 f"{path} was trained on {config.backbone} weights with SHA-256 "
-                f"{header['backbone_sha256']}, but those at hand have {found}"
+                f"{expected}, but those at hand have {found}"
             )
-        model.backbone.pretrained = json.loads(header["backbone_pretrained"])
+        model.backbone.pretrained = trained
     return model.eval()
 
 
@@ -303,7 +320,6 @@ def from_slotcontrast(
             stacklevel=2,
         )
     model = VideoSlotModel(released.config, pretrained=False)
-    model.to(released.tensors["decoder.positions"].dtype)
     # The encoder's final norm comes after the features and is not part of the released files.
     _fill(model, released.tensors, "the checkpoint", may_lack=("backbone.network.norm.",))
     if model.backbone is not None:
@@ -327,7 +343,7 @@ def _resolve(name_or_path: str | os.PathLike[str]) -> Path:
 def _fill(
     model: VideoSlotModel, tensors: Mapping[str, Tensor], origin: str, *, may_lack: tuple[str, ...]
 ) -> None:
-    """Copy tensors into a model, once names and shapes agree one to one."""
+    """Copy tensors and their precision into a model, once names and shapes agree one to one."""
     own = model.state_dict()
     missing = [name for name in own.keys() - tensors.keys() if not name.startswith(may_lack)]
     unexpected = tensors.keys() - own.keys()
@@ -340,4 +356,4 @@ def _fill(
     if any(problems.values()):
         found = "; ".join(f"{kind}: {', '.join(sorted(n))}" for kind, n in problems.items() if n)
         raise ValueError(f"the tensors of {origin} do not fit the model's config: {found}")
-    model.load_state_dict(tensors, strict=False)
+    model.to(tensors["decoder.positions"].dtype).load_state_dict(tensors, strict=False)

@@ -1,14 +1,17 @@
 """Parts of the recurrent slot model, in the order a frame passes through them.
 
-``feature_transform`` -> ``LearnedSlots`` or ``SampledSlots`` -> ``SlotAttention`` -> ``SlotPredictor`` (to the next
-frame) and ``MLPDecoder``. The defaults are those of SlotContrast (Manasyan et al., CVPR 2025), so that its released
-weights fit; where those differ from the textbook, the textbook's variant is one named choice away.
+``feature_transform`` -> ``LearnedSlots`` or ``SampledSlots`` -> ``SlotAttention`` ->
+``SlotPredictor`` (to the next frame) and ``MLPDecoder``. The defaults are those of SlotContrast
+(Manasyan et al., CVPR 2025), so that its released weights fit; where those differ from the
+textbook, the textbook's variant is one named choice away.
 
 Shapes: B clips or frames, K slots, D slot width, P patches, F feature width.
 """
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -47,10 +50,10 @@ def feature_transform(feature_dim: int, slot_dim: int) -> nn.Sequential:
 
 
 class LearnedSlots(nn.Module):
-    """Initial slots that are parameters, the same for every clip: slot k always starts from the same vector.
+    """Initial slots that are parameters: slot k starts from the same vector in every clip.
 
-    This gives a slot's index a meaning, which is what lets student and teacher slots correspond by index.
-    Starts as normal noise of standard deviation D^-0.5 (SlotContrast).
+    This gives a slot's index a meaning, which is what lets student and teacher slots correspond by
+    index. Starts as normal noise of standard deviation D^-0.5 (SlotContrast).
     """
 
     def __init__(self, n_slots: int, slot_dim: int) -> None:
@@ -58,14 +61,15 @@ class LearnedSlots(nn.Module):
         self.slots = nn.Parameter(torch.randn(n_slots, slot_dim) * slot_dim**-0.5)
 
     def forward(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
-        """The K slots repeated for each clip: (B,K,D). Nothing is drawn, so ``generator`` is not touched."""
+        """The K slots repeated for each clip: (B,K,D). Nothing is drawn from ``generator``."""
         return repeat(self.slots, "k d -> b k d", b=batch_size)
 
 
 class SampledSlots(nn.Module):
-    """Initial slots drawn from one learned Gaussian with diagonal covariance (Slot Attention, VideoSAUR).
+    """Initial slots drawn from one learned Gaussian with diagonal covariance.
 
-    All slots share mean and log standard deviation, so they start exchangeable and an index means nothing.
+    As in Slot Attention and VideoSAUR. All slots share mean and log standard deviation, so they
+    start exchangeable and an index means nothing.
     """
 
     def __init__(self, n_slots: int, slot_dim: int) -> None:
@@ -82,7 +86,8 @@ class SampledSlots(nn.Module):
         """
         if generator is None:
             raise ValueError(
-                'initial slots "sampled" need a torch.Generator: pass generator=torch.Generator().manual_seed(0)'
+                'initial slots "sampled" need a torch.Generator: '
+                "pass generator=torch.Generator().manual_seed(0)"
             )
         shape = (batch_size, self.n_slots, self.mean.shape[0])
         noise = torch.randn(shape, generator=generator, device=generator.device)
@@ -92,9 +97,10 @@ class SampledSlots(nn.Module):
 class SlotAttention(nn.Module):
     """Slots that compete for the patches of one frame (Locatello et al., 2020, algorithm 1).
 
-    Two details follow SlotContrast. The returned attention is the softmax over slots *before* it is renormalised over
-    patches. And ``gru_state="normalised"`` hands the layer-normalised slots to the GRU as its hidden state;
-    ``"raw"`` hands over the slots themselves, as the paper's algorithm has it. Weights of one do not serve the other.
+    Two details follow SlotContrast. The returned attention is the softmax over slots *before* it is
+    renormalised over patches. And ``gru_state="normalised"`` hands the layer-normalised slots to
+    the GRU as its hidden state; ``"raw"`` hands over the slots themselves, as the paper's algorithm
+    has it. Weights of one do not serve the other.
     """
 
     def __init__(self, slot_dim: int, *, gru_state: str = "normalised", eps: float = 1e-8) -> None:
@@ -116,14 +122,14 @@ class SlotAttention(nn.Module):
         )
 
     def project(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of transformed features, ``(..., P, D) -> (..., P, D) twice``: once for all frames."""
+        """Keys and values of transformed features (...,P,D), of any number of frames at once."""
         features = self.norm_features(features)
         return self.to_k(features), self.to_v(features)
 
     def iterate(
         self, slots: Tensor, keys: Tensor, values: Tensor, iterations: int
     ) -> tuple[Tensor, Tensor]:
-        """Corrected slots (B,K,D) and the last iteration's attention (B,K,P), from projected features (B,P,D)."""
+        """Corrected slots (B,K,D) and the last attention (B,K,P), from keys and values (B,P,D)."""
         batch = slots.shape[0]
         for _ in range(iterations):
             normalised = self.norm_slots(slots)
@@ -140,9 +146,9 @@ class SlotAttention(nn.Module):
         return slots, attention
 
     def forward(self, slots: Tensor, features: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-        """Slots (B,K,D) corrected by one frame's transformed features (B,P,D), and their attention (B,K,P).
+        """Slots (B,K,D) corrected by one frame's features (B,P,D), and their attention (B,K,P).
 
-        Attention sums to one over the slots.
+        The features are transformed ones. Attention sums to one over the slots.
 
         Raises:
             ValueError: shapes that do not belong together, or fewer than one iteration.
@@ -159,11 +165,12 @@ class SlotAttention(nn.Module):
 
 
 class SlotPredictor(nn.Module):
-    """Slots expected in the next frame: one pre-norm transformer block over the K slots, (B,K,D) -> (B,K,D).
+    """Slots expected in the next frame: one pre-norm transformer block, (B,K,D) -> (B,K,D).
 
-    There is no position code, so permuted slots give permuted predictions. ``logit_scale="multiplied"`` multiplies the
-    products of queries and keys by the root of the head width (SlotContrast; sharper than usual by the head width);
-    ``"divided"`` divides by it (Vaswani et al., 2017). Weights of one do not serve the other.
+    The K slots attend to each other. There is no position code, so permuted slots give permuted
+    predictions. ``logit_scale="multiplied"`` multiplies the products of queries and keys by the
+    root of the head width (SlotContrast; sharper than usual by the head width); ``"divided"``
+    divides by it (Vaswani et al., 2017). Weights of one do not serve the other.
     """
 
     def __init__(self, slot_dim: int, *, n_heads: int = 4, logit_scale: str = "multiplied") -> None:
@@ -203,7 +210,7 @@ class SlotPredictor(nn.Module):
 
 
 def sincos_positions(n_patches: int, slot_dim: int) -> Tensor:
-    """Sines and cosines of the row and the column of each patch of a square grid, values in [-1, 1]: (P,D).
+    """Sines and cosines of the row and the column of each patch of a square grid: (P,D).
 
     Wavelengths go geometrically from twice the grid's side down to four patches.
 
@@ -227,13 +234,15 @@ def sincos_positions(n_patches: int, slot_dim: int) -> Tensor:
 class MLPDecoder(nn.Module):
     """Features and masks decoded from slots, patch by patch (DINOSAUR's broadcast decoder).
 
-    An MLP reads slot + position and returns F features and one mask logit; masks are the softmax of the logits over
-    slots, and the reconstruction is the sum of the slots' features weighted by their masks. Written in an equal but
-    cheaper form: its first layer is applied to slots and positions apart, W(slot + pos) = W slot + W pos, and its last
-    layer to the hidden vectors mixed by the masks, since these sum to one: K times fewer products in the largest layer.
+    An MLP reads slot + position and returns F features and one mask logit; masks are the softmax of
+    the logits over slots, and the reconstruction is the sum of the slots' features weighted by
+    their masks. Written in an equal but cheaper form: its first layer is applied to slots and
+    positions apart, W(slot + pos) = W slot + W pos, and its last layer to the hidden vectors mixed
+    by the masks, since these sum to one: K times fewer products in the largest layer.
 
-    ``hidden`` is one width per hidden layer. Positions are a learned table that starts as normal noise of standard
-    deviation D^-0.5 (``position_init="normal"``, SlotContrast) or as ``sincos_positions`` (``"sincos"``).
+    ``hidden`` is one width per hidden layer. Positions are a learned table that starts as normal
+    noise of standard deviation D^-0.5 (``position_init="normal"``, SlotContrast) or as
+    ``sincos_positions`` (``"sincos"``).
     """
 
     def __init__(
@@ -257,20 +266,21 @@ class MLPDecoder(nn.Module):
             positions = torch.randn(n_patches, slot_dim) * slot_dim**-0.5
         else:
             positions = sincos_positions(n_patches, slot_dim)
-        self.positions = nn.Parameter(positions)
+        self.positions: Tensor = nn.Parameter(positions)
         widths = [slot_dim, *hidden, feature_dim + 1]
         self.layers = nn.ModuleList(
-            nn.Linear(width, next_width) for width, next_width in zip(widths, widths[1:])
+            nn.Linear(width, next_width) for width, next_width in pairwise(widths)
         )
 
     def forward(
         self, slots: Tensor, *, patches: Tensor | None = None, reconstruct: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """Masks (B,K,P), summing to one over slots, and the reconstruction (B,P,F), from slots (B,K,D).
+        """Masks (B,K,P) and the reconstruction (B,P,F) of slots (B,K,D).
 
-        ``patches``, a vector of patch indices, decodes only those, in that order, and P is their number: patches do
-        not depend on each other, so the mean error over a random subset is an unbiased estimate of the whole. With
-        ``reconstruct=False`` there are masks only, for less.
+        Masks sum to one over slots. ``patches``, a vector of patch indices, decodes only those, in
+        that order, and P is their number: patches do not depend on each other, so the mean error
+        over a random subset is an unbiased estimate of the whole. With ``reconstruct=False`` there
+        are masks only, for less.
 
         Raises:
             ValueError: slots of another rank or width, or patches that are not a vector of indices.
@@ -285,7 +295,7 @@ class MLPDecoder(nn.Module):
                     f"got {patches.dtype} of shape {tuple(patches.shape)}"
                 )
             positions = positions[patches]
-        first, *middle, last = self.layers
+        first, *middle, last = cast("list[nn.Linear]", list(self.layers))
         of_slots = rearrange(first(slots), "b k h -> b 1 k h")
         of_positions = rearrange(F.linear(positions, first.weight), "p h -> p 1 h")
         hidden = (of_slots + of_positions).relu_()

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from einops import rearrange
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
@@ -39,19 +40,20 @@ METHOD_COLORS: Mapping[str, str] = MappingProxyType(
 )
 """The colour of each method, the same in every figure."""
 
-# The seven colours of Okabe and Ito without black, then nine found greedily: each is the one farthest from those
-# before it in OKLab, over normal sight and simulated protanopia, deuteranopia and tritanopia.
+# The seven colours of Okabe and Ito without black, then nine found greedily: each is the one
+# farthest from those before it in OKLab, over normal sight and simulated protanopia, deuteranopia
+# and tritanopia.
 _SLOT_COLORS = (
-    "#E69F00 #56B4E9 #009E73 #F0E442 #0072B2 #D55E00 #CC79A7 #660000 "
-    "#331177 #77FFFF #993300 #0000DD #664466 #AA66FF #99CCAA #BBEEAA"
-).split()
+    *("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#660000"),
+    *("#331177", "#77FFFF", "#993300", "#0000DD", "#664466", "#AA66FF", "#99CCAA", "#BBEEAA"),
+)
 
 _EXTRA_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The look of every figure: white ground, so it reads on light and dark pages, no top and right spines."""
+    """The look of every figure: white ground, to read on light and dark pages, two spines."""
     settings = sns.plotting_context("notebook", font_scale=0.9) | sns.axes_style(
         "ticks",
         {
@@ -68,7 +70,7 @@ def style() -> Iterator[None]:
         },
     )
     settings |= {
-        "axes.prop_cycle": mpl.cycler(color=_EXTRA_COLORS),
+        "axes.prop_cycle": plt.cycler(color=_EXTRA_COLORS),
         "axes.titleweight": "normal",
         "figure.dpi": 110,
         "legend.frameon": False,
@@ -83,8 +85,8 @@ def style() -> Iterator[None]:
 def slot_colors(n: int) -> np.ndarray:
     """Colours of slots 0 to ``n - 1``, red, green and blue in [0,1]: float64 (n,3).
 
-    The order is fixed, so a slot has one colour everywhere, and the 16 colours stay apart for readers with a colour
-    vision deficiency. From the 17th on they repeat.
+    The order is fixed, so a slot has one colour everywhere, and the 16 colours stay apart for
+    readers with a colour vision deficiency. From the 17th on they repeat.
 
     Raises:
         ValueError: ``n`` is negative.
@@ -96,17 +98,19 @@ def slot_colors(n: int) -> np.ndarray:
 
 
 def align_truth(truth: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Object ids (...) renamed to the slots that cover them best, so that both share colours: int64 (...).
+    """Object ids (...) renamed to the slots that cover them best, to share colours: int64 (...).
 
-    Objects and slots are paired one to one with the largest total intersection over union, counted over the whole
-    array (a video keeps one pairing). Background (0) becomes -1, which stays unpainted. Objects without a partner get
-    the numbers after the last slot.
+    Objects and slots are paired one to one with the largest total intersection over union, counted
+    over the whole array (a video keeps one pairing). Background (0) becomes -1, which stays
+    unpainted. Objects without a partner get the numbers after the last slot.
 
     Raises:
         ValueError: the shapes differ, or a label is negative.
     """
     if truth.shape != labels.shape:
-        raise ValueError(f"truth and labels must have one shape, got {truth.shape} and {labels.shape}")
+        raise ValueError(
+            f"truth and labels must have one shape, got {truth.shape} and {labels.shape}"
+        )
     if min(truth.min(initial=0), labels.min(initial=0)) < 0:
         raise ValueError("truth and labels must be 0 or more")
     objects, index = np.unique(truth, return_inverse=True)
@@ -133,14 +137,18 @@ def blend(
 ) -> np.ndarray:
     """Frames with each region painted in its slot's colour and outlined: uint8 (...,h,w,3).
 
+    A pixel with a neighbour above, below or beside it in another region is its region's outline.
+
     Args:
         frames: uint8 (...,h,w,3).
         labels: slot of each pixel (...,h,w); a negative label leaves the pixel as it is.
-        opacity: share of the colour in the mix, in [0,1]; outlines get 1.8 times as much, at most 1.
+        opacity: share of the colour in the mix, in [0,1]; outlines get 1.8 times as much,
+            at most 1.
         colors: float in [0,1] (k,3); default ``slot_colors``.
 
     Raises:
-        ValueError: the shapes disagree, frames are not uint8, labels are not integers or the opacity is outside [0,1].
+        ValueError: the shapes disagree, frames are not uint8, labels are not integers or the
+            opacity is outside [0,1].
     """
     if frames.dtype != np.uint8 or frames.shape[-1:] != (3,):
         raise ValueError(f"frames must be uint8 (...,h,w,3), got {frames.dtype} {frames.shape}")
@@ -154,8 +162,12 @@ def blend(
     if colors is None:
         colors = slot_colors(int(labels.max(initial=0)) + 1)
     edge = np.zeros(labels.shape, bool)
-    edge[..., 1:, :] |= labels[..., 1:, :] != labels[..., :-1, :]
-    edge[..., :, 1:] |= labels[..., :, 1:] != labels[..., :, :-1]
+    across = labels[..., :, 1:] != labels[..., :, :-1]
+    down = labels[..., 1:, :] != labels[..., :-1, :]
+    edge[..., :, 1:] |= across
+    edge[..., :, :-1] |= across
+    edge[..., 1:, :] |= down
+    edge[..., :-1, :] |= down
     alpha = np.where(edge, min(1.0, 1.8 * opacity), opacity) * (labels >= 0)
     paint = 255 * colors[np.maximum(labels, 0)]
     mixed = frames + alpha[..., None] * (paint - frames)
@@ -182,27 +194,26 @@ def mask_grid(
     n_frames: int = 6,
     *,
     opacity: float = 0.55,
-    figure: Figure | None = None,
 ) -> Figure:
     """A sheet of evenly spaced frames: a row for the video, then one for each named label map.
 
-    A row named ``"truth"`` has background 0, which stays unpainted, and its objects take the colours of the slots of the
-    first other row that cover them best. All other rows are coloured by slot number.
+    A row named ``"truth"`` has background 0, which stays unpainted, and its objects take the
+    colours of the slots of the first other row that cover them best. All other rows are coloured by
+    slot number.
 
     Args:
         frames: uint8 (t,h,w,3).
         maps: label maps (t,h,w) by name, in the order of the rows.
         n_frames: columns; fewer if the video is shorter.
         opacity: see ``blend``.
-        figure: an empty figure to draw into; default a new one.
 
     Raises:
         ValueError: ``n_frames`` is below 1, there is no frame, or a map does not fit the frames.
     """
     if n_frames < 1 or frames.ndim != 4 or not len(frames):
         raise ValueError(
-            f"need n_frames of 1 or more and frames (t,h,w,3) with t of 1 or more, got n_frames={n_frames} "
-            f"and frames {frames.shape}"
+            "need n_frames of 1 or more and frames (t,h,w,3) with t of 1 or more, "
+            f"got n_frames={n_frames} and frames {frames.shape}"
         )
     for name, labels in maps.items():
         if labels.shape != frames.shape[:3]:
@@ -215,25 +226,55 @@ def mask_grid(
             maps["truth"], np.zeros_like(maps["truth"]) if reference is None else reference
         )
     times = np.linspace(0, len(frames) - 1, min(n_frames, len(frames))).round().astype(int)
-    rows = {"video": frames[times]} | {
-        name: blend(frames[times], labels[times], opacity=opacity) for name, labels in maps.items()
+    chosen = {name: labels[times] for name, labels in maps.items()}
+    return contact_sheet(plt.figure(), frames[times], chosen, times, opacity=opacity)
+
+
+def contact_sheet(
+    figure: Figure,
+    frames: np.ndarray,
+    maps: Mapping[str, np.ndarray],
+    times: np.ndarray,
+    *,
+    opacity: float = 0.55,
+) -> Figure:
+    """Fills ``figure`` with a row of frames and a row for each named label map, resizing it.
+
+    Args:
+        figure: an empty one.
+        frames: uint8 (t,h,w,3), a column each.
+        maps: label maps (t,h,w) by name; a negative label stays unpainted. Long names are cut.
+        times: the number above each column (t,).
+        opacity: see ``blend``.
+    """
+    rows = {"video": frames} | {
+        name: blend(frames, labels, opacity=opacity) for name, labels in maps.items()
     }
     height, width = frames.shape[1:3]
+    gap = max(1, width // 40)
     cell = 1.35
-    if figure is None:
-        figure = plt.figure()
     figure.set_size_inches(cell * len(times) + 0.35, cell * height / width * len(rows) + 0.25)
-    figure.set_layout_engine("constrained", w_pad=0.015, h_pad=0.015, wspace=0, hspace=0)
-    for row, (name, pictures) in enumerate(rows.items()):
-        for column, (time, picture) in enumerate(zip(times, pictures, strict=True)):
-            ax = figure.add_subplot(len(rows), len(times), row * len(times) + column + 1)
-            ax.imshow(picture, interpolation="nearest")
-            ax.set(xticks=[], yticks=[])
-            sns.despine(ax=ax, left=True, bottom=True)
-            if row == 0:
-                ax.set_title(f"frame {time}", fontsize=8, pad=3)
-            if column == 0:
-                ax.set_ylabel(name, fontsize=9, labelpad=4)
+    figure.set_layout_engine("constrained", w_pad=0.015, h_pad=0.015)
+    # One picture in one axes: an axes for each cell would take most of a second to lay out.
+    cells = np.stack(list(rows.values()))
+    cells = np.pad(cells, ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
+    sheet = rearrange(cells, "r t h w c -> (r h) (t w) c")[:-gap, :-gap]
+    ax = figure.add_subplot()
+    ax.imshow(sheet, interpolation="nearest", aspect="auto")
+    ax.set_xticks(
+        (width + gap) * np.arange(len(times)) + (width - 1) / 2, [f"frame {t}" for t in times]
+    )
+    room = max(8, round(14 * height / width))
+    names = [
+        name if len(name) <= room else f"{name[: room - 1]}\N{HORIZONTAL ELLIPSIS}" for name in rows
+    ]
+    ax.set_yticks((height + gap) * np.arange(len(rows)) + (height - 1) / 2, names)
+    ax.xaxis.tick_top()
+    ax.tick_params(length=0, labelsize=8, pad=3)
+    ax.tick_params(axis="y", labelsize=9, labelrotation=90)
+    for label in ax.get_yticklabels():
+        label.set(verticalalignment="center", parse_math=False)
+    sns.despine(ax=ax, left=True, bottom=True)
     return figure
 
 
@@ -248,7 +289,8 @@ def training_curves(
 ) -> Axes:
     """Logged values against the step, a line for each column.
 
-    A column filled in now and then only (a validation score) is drawn through its entries, with points.
+    A column filled in now and then only (a validation score) is drawn through its entries, with
+    points.
 
     Args:
         log: a row for each logged step.
@@ -286,7 +328,8 @@ def score_bars(
     """A horizontal bar for each method with its interval and its value in figures.
 
     Args:
-        intervals: (estimate, lower end, upper end) by method, in the unit that ``xlabel`` names; drawn top to bottom.
+        intervals: (estimate, lower end, upper end) by method, in the unit that ``xlabel`` names;
+            drawn top to bottom.
         ax: where to draw; default a new figure.
         xlabel: name of the score, with its unit and the kind of interval.
 
@@ -297,7 +340,9 @@ def score_bars(
         raise ValueError("intervals is empty: give at least one method")
     for name, (estimate, low, high) in intervals.items():
         if not low <= estimate <= high:
-            raise ValueError(f"{name!r}: estimate {estimate} is outside its interval [{low}, {high}]")
+            raise ValueError(
+                f"{name!r}: estimate {estimate} is outside its interval [{low}, {high}]"
+            )
     ax = _axes(ax, figsize=(5, 0.45 * len(intervals) + 0.8))
     names = list(intervals)
     values = np.array([intervals[name] for name in names], dtype=float)
@@ -334,9 +379,10 @@ def paired_scatter(
     *,
     metric: str = "FG-ARI (%)",
 ) -> Axes:
-    """Each video's student score against its teacher score, with the line of equal scores and the two means.
+    """Each video's student score against its teacher's, the line of equal scores and the means.
 
-    Videos without a score on either side (nan) are left out of the picture, the means and the counts.
+    Videos without a score on either side (nan) are left out of the picture, the means and the
+    counts.
 
     Args:
         teacher_scores: one a video (n,).
@@ -351,7 +397,8 @@ def paired_scatter(
     student = np.asarray(student_scores, dtype=float)
     if teacher.shape != student.shape or teacher.ndim != 1:
         raise ValueError(
-            f"need one score a video from both models, got shapes {teacher.shape} and {student.shape}"
+            "need one score a video from both models, "
+            f"got shapes {teacher.shape} and {student.shape}"
         )
     scored = np.isfinite(teacher) & np.isfinite(student)
     if not scored.any():

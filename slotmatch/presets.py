@@ -17,13 +17,14 @@ INITIAL_SLOTS = ("learned", "sampled")
 class ModelConfig:
     """Sizes and variants of one model; everything else follows from the backbone.
 
-    With ``backbone=None`` the model has no encoder and runs from features only; then ``feature_shape`` gives (P, F),
-    and ``image_size`` is None as well. The last four fields are named variants of the parts in ``slotmatch.modules``;
-    their defaults are SlotContrast's.
+    With ``backbone=None`` the model has no encoder and runs from features only; then
+    ``feature_shape`` gives (P, F), and ``image_size`` is None as well. The last four fields are
+    named variants of the parts in ``slotmatch.modules``; their defaults are SlotContrast's.
 
     Raises:
-        ValueError: a size that is not a positive integer, a slot width that the heads do not divide, an unknown
-            variant, or a backbone and a feature shape that are both given or both missing.
+        ValueError: a size that is not a positive integer, a slot width that the heads do not
+            divide, an unknown variant, or a backbone and a feature shape that are both given or
+            both missing.
     """
 
     backbone: str | None  # a name of slotmatch.backbones
@@ -103,7 +104,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Preset:
-    """A teacher and a student whose slots can be compared: same number, width and image size.
+    """A teacher and a student whose slots can be compared: same number, width and patch grid.
 
     Raises:
         ValueError: they cannot.
@@ -114,7 +115,7 @@ class Preset:
     origin: str  # where the numbers come from
 
     def __post_init__(self) -> None:
-        for name in ("n_slots", "slot_dim", "image_size"):
+        for name in ("n_slots", "slot_dim", "n_patches"):
             teacher, student = getattr(self.teacher, name), getattr(self.student, name)
             if teacher != student:
                 raise ValueError(
@@ -138,13 +139,14 @@ def _mini() -> Preset:
     """Small enough for two CPU cores."""
     teacher = ModelConfig(
         backbone="embedded",
-        image_size=128,
-        n_slots=8,
+        image_size=256,
+        n_slots=12,
         slot_dim=64,
-        decoder_hidden=256,
+        decoder_hidden=128,
+        decoder_layers=2,
         position_init="sincos",
     )
-    student = replace(teacher, decoder_hidden=128)
+    student = replace(teacher, backbone="embedded_small", image_size=128)
     return Preset(teacher, student, "ours, for the embedded data and backbone")
 
 
@@ -174,7 +176,10 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "mini": _mini(),
     }
 )
-"""Teacher and student by data set. ``movi_e`` and ``ytvis2021`` are SlotContrast's published sizes with a ViT-B/14
-teacher; the ViT-S/14 student is the one whose parameter count gives the 3.6 times fewer of the SlotMatch paper. The
-sizes of ``movi_d``, ``davis2017`` and ``mini``, and the ViT-B/14 teacher of ``movi_c``, are ours (``Preset.origin``).
+"""Teacher and student by data set.
+
+``movi_e`` and ``ytvis2021`` are SlotContrast's published sizes with a ViT-B/14 teacher; the
+ViT-S/14 student is the one whose parameter count gives the 3.6 times fewer of the SlotMatch paper.
+The sizes of ``movi_d``, ``davis2017`` and ``mini``, and the ViT-B/14 teacher of ``movi_c``, are
+ours (``Preset.origin``).
 """

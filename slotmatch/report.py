@@ -138,7 +138,8 @@ def run_notebook(source: Path, executed: Path, parameters: Mapping[str, Any]) ->
         papermill.exceptions.PapermillExecutionError: a cell failed.
     """
     check_parameters(source, parameters)
-    key = _key([source, *_package_files()], [sorted(parameters.items()), _versions()])
+    package = _key(_package_files(), _versions(), base=paths.PACKAGE)
+    key = _key([source], [sorted(parameters.items()), package], base=source.parent)
     results = executed.parent / str(parameters.get("output", "")) / RESULTS_FILE
     if executed.is_file() and results.is_file():
         done = nbformat.read(executed, as_version=4)
@@ -152,6 +153,7 @@ def run_notebook(source: Path, executed: Path, parameters: Mapping[str, Any]) ->
         parameters=dict(parameters),
         cwd=str(executed.parent),
         progress_bar=sys.stderr.isatty(),
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],  # it warns about sockets in every run
         stdout_file=sys.stdout if sys.stdout.isatty() else None,
     )
     notebook = nbformat.read(running, as_version=4)
@@ -278,8 +280,8 @@ def _refuse_unknown(names: Iterable[str], choices: list[str], notebook: str) -> 
 
 
 def _package_files() -> list[Path]:
-    files = [*paths.PACKAGE.rglob("*.py"), *paths.WEIGHTS.glob("*")]
-    return sorted(path for path in files if path.is_file())
+    files = (path for path in paths.PACKAGE.rglob("*") if path.is_file())
+    return sorted(path for path in files if "__pycache__" not in path.parts)
 
 
 def _versions() -> list[tuple[str, str]]:
@@ -287,8 +289,8 @@ def _versions() -> list[tuple[str, str]]:
     return sorted({(found.metadata["Name"], found.version) for found in installed})
 
 
-def _key(files: Iterable[Path], rest: Any, *, base: Path = paths.REPOSITORY) -> str:
-    """A digest of the files' names and content and of anything else that prints the same."""
+def _key(files: Iterable[Path], rest: Any, *, base: Path) -> str:
+    """A digest of the files' paths under ``base``, their content, and the text of ``rest``."""
     digest = sha256(repr(rest).encode())
     for path in files:
         digest.update(f"\n{path.relative_to(base)}\n".encode())

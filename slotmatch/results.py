@@ -128,10 +128,11 @@ def numbers(results: Mapping[str, Any]) -> dict[str, str | float | int]:
     """Everything a sentence or a caption may quote from a result file, by name.
 
     For each model and metric ``<model>_<metric>`` is the text ``"70.1 [68.0, 72.2]"`` (mean and
-    interval over videos) and ``<model>_<metric>_mean`` the bare mean. ``<model>_parameters`` and
-    ``<model>_ms_per_frame`` are texts; ``<model>_fewer_parameters`` and ``<model>_speedup`` say how
-    many times the teacher has more and takes longer. ``n_videos`` and ``wall_minutes`` are the
-    run's own. Metrics that are skipped for every video are left out.
+    interval over videos; a single video has no interval) and ``<model>_<metric>_mean`` the bare
+    mean. ``<model>_parameters`` and ``<model>_ms_per_frame`` are texts;
+    ``<model>_fewer_parameters`` and ``<model>_speedup`` say how many times the teacher has more and
+    takes longer. ``n_videos`` and ``wall_minutes`` are the run's own. Metrics that are skipped for
+    every video are left out.
     """
     models = results["models"]
     quoted: dict[str, str | float | int] = {
@@ -146,7 +147,9 @@ def numbers(results: Mapping[str, Any]) -> dict[str, str | float | int]:
                 scale = 100 if metric in PERCENTAGES else 1
                 mean, low, high = (scale * v for v in (interval.mean, interval.low, interval.high))
                 digits = 1 if scale == 100 else 2
-                text = f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+                text = f"{mean:.{digits}f}"
+                if math.isfinite(low):
+                    text += f" [{low:.{digits}f}, {high:.{digits}f}]"
                 quoted[f"{name}_{metric}"] = text
                 quoted[f"{name}_{metric}_mean"] = float(mean)
         if entry.get("parameters"):

@@ -38,6 +38,8 @@ PREFIXES = {
 VITS = {(384, 12): "dinov2_vits14", (768, 12): "dinov2_vitb14"}
 """Backbones known by width and number of blocks."""
 PATCH_SIDE = 14
+DAMAGED = (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError)
+"""What torch raises for files that it cannot or must not read."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,14 @@ def read_tensors(source: Mapping[str, Any] | str | os.PathLike[str]) -> dict[str
     if isinstance(source, Mapping):
         content: Any = source
     else:
-        try:
-            content = torch.load(Path(source), map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError) as error:
-            raise ValueError(
-                f"{source} is not a checkpoint, is cut short, or holds more than tensors and plain "
-                "values, which are not loaded for safety: save its state_dict alone"
-            ) from error
+        with Path(source).open("rb") as file:
+            try:
+                content = torch.load(file, map_location="cpu", weights_only=True)
+            except DAMAGED as error:
+                raise ValueError(
+                    f"{source} is not a checkpoint, is cut short, or holds more than tensors and "
+                    "plain values, which are not loaded for safety: save its state_dict alone"
+                ) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not content:
@@ -107,7 +110,7 @@ def translate(released: Mapping[str, Tensor], *, n_heads: int) -> Released:
     if len(hidden) != 1:
         raise ValueError(f"hidden layers of the decoder must have one width, got {widths[:-1]}")
     vit = _vit(tensors)
-    unused = ()
+    unused: tuple[str, ...] = ()
     if vit is None:
         unused = tuple(name for name, ours in names.items() if (ours or "").startswith("backbone."))
         tensors = {name: t for name, t in tensors.items() if not name.startswith("backbone.")}

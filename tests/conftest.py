@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +6,7 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def oracles() -> Mapping[str, np.ndarray]:
+def oracles() -> Iterator[Mapping[str, np.ndarray]]:
     """Expected values by key; tests/oracles/README.md says where they come from."""
-    return np.load(Path(__file__).parent / "oracles" / "oracles.npz")
+    with np.load(Path(__file__).parent / "oracles" / "oracles.npz") as arrays:
+        yield arrays

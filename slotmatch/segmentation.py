@@ -1,0 +1,250 @@
+"""Your own video in, slot masks out, a few frames at a time.
+
+Shapes: T frames of H x W pixels, K slots.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from itertools import islice, zip_longest
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from einops import rearrange
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from slotmatch import paths
+from slotmatch.backbones import Backbone, resize_frames
+from slotmatch.metrics import label_maps
+from slotmatch.model import VideoSlotModel, load
+from slotmatch.video import Video, length_and_rate, read_frames
+
+__all__ = ["segment", "segment_blocks", "write_masks", "write_overlay"]
+
+
+def segment(
+    video: Video,
+    model: VideoSlotModel | str | os.PathLike[str],
+    *,
+    chunk: int = 16,
+    device: str | torch.device | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> NDArray[np.integer]:
+    """Slot that owns each pixel of a video: label maps (T,H,W) at the video's own size.
+
+    Labels are slot numbers 0 to K - 1; a slot keeps its number for the whole video, and no slot is
+    background by rule. The maps are uint8, or int32 with more than 256 slots. Masks are enlarged
+    bilinearly before the largest is taken (`slotmatch.metrics.label_maps`), as in the evaluation.
+
+    Frames are read, encoded and decoded ``chunk`` at a time and the slots carried on, which gives
+    what the whole video gives at once; so memory beyond the result does not grow with T. Where even
+    the result is too large, see ``segment_blocks``.
+
+    The backbone sees every frame squeezed into a square, as in training, and the masks are
+    stretched back: a frame much wider than high loses detail, so cut it first where that matters.
+
+    Args:
+        video: uint8 array (T,H,W,3) in RGB, tensor (T,3,H,W) of uint8 or of floats in [0, 1], a
+            folder of images in the natural order of their names, or a video file.
+        model: a model with a backbone, or what `slotmatch.model.load` takes.
+        chunk: frames at a time; changes speed and memory only.
+        device: where to compute; the model is moved there. None: where it is.
+        seed: draws the initial slots of a model that samples them.
+        progress: show a bar; None: in a terminal only.
+
+    Raises:
+        FileNotFoundError: no such file or folder, or a folder without images.
+        ValueError: a video without frames, of another shape or type, with values outside [0, 1],
+            or in a file that is damaged; a model without backbone; a chunk below 1.
+    """
+    blocks = segment_blocks(video, model, chunk=chunk, device=device, seed=seed, progress=progress)
+    return np.concatenate(list(blocks))
+
+
+def segment_blocks(
+    video: Video,
+    model: VideoSlotModel | str | os.PathLike[str],
+    *,
+    chunk: int = 16,
+    device: str | torch.device | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Iterator[NDArray[np.integer]]:
+    """The label maps of ``segment`` in blocks of at most ``chunk`` frames: (t,H,W) each.
+
+    For videos whose label maps do not fit in memory. Arguments and errors are those of ``segment``.
+    """
+    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
+        raise ValueError(f"chunk must be a whole number of frames from 1 on, got {chunk!r}")
+    if not isinstance(model, VideoSlotModel):
+        model = load(model)
+    if model.backbone is None:
+        raise ValueError("this model has no backbone, so it cannot see a video: load one that has")
+    model.to(device)
+    generator = torch.Generator().manual_seed(seed)
+    dtype = np.uint8 if model.config.n_slots <= 256 else np.int32
+    state = None
+    frames = read_frames(video)
+    with tqdm(total=length_and_rate(video)[0], unit="frame", disable=_hidden(progress)) as bar:
+        while block := list(islice(frames, chunk)):
+            # Frame by frame: a whole block in float at full size could be gigabytes.
+            squares = [_square(frame, model.backbone) for frame in block]
+            with torch.inference_mode():
+                output = model(
+                    torch.cat(squares)[None],
+                    reconstruct=False,
+                    state=state,
+                    generator=generator,
+                )
+            assert output.masks is not None
+            state = output.state
+            height, width = block[0].shape[1:]
+            yield label_maps(output.masks[0], (height, width)).astype(dtype)
+            bar.update(len(block))
+    if state is None:
+        raise ValueError("the video has no frames: give at least one")
+
+
+def write_masks(labels: Iterable[np.ndarray], path: str | os.PathLike[str]) -> Path:
+    """Write label maps as one ``.npz`` file or as a folder of palette PNGs; returns the path.
+
+    A path that ends in ``.npz`` gets the array ``labels`` (T,H,W), compressed. Any other is a
+    folder that gets ``00000.png``, ``00001.png``, ...: 8-bit images whose values are the slots and
+    whose palette has the colours of `slotmatch.plots.slot_colors`. Nothing is left half written.
+
+    Args:
+        labels: an array (T,H,W) or any other iterable of maps (H,W), such as the frames of
+            ``segment_blocks``.
+        path: the file or the folder.
+
+    Raises:
+        FileExistsError: the folder is there and not empty.
+        ValueError: no map, maps that are not integers (H,W), or labels a PNG cannot hold.
+    """
+    path = Path(path)
+    if path.suffix == ".npz":
+        maps = [_checked(frame) for frame in labels]
+        if not maps:
+            raise ValueError("there are no label maps to write")
+        with paths.atomic(path) as temporary:
+            np.savez_compressed(temporary, labels=np.stack(maps))
+        return path
+    from slotmatch.plots import slot_colors  # draws in matplotlib, which is slow to import
+
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise FileExistsError(f"{path} is a file or not empty: give a new or an empty folder")
+    palette = np.rint(255 * slot_colors(256)).astype(np.uint8).tobytes()
+    with paths.atomic(path) as folder:
+        folder.mkdir()
+        for number, frame in enumerate(labels):
+            frame = _checked(frame)
+            if frame.min() < 0 or frame.max() > 255:
+                raise ValueError(
+                    f"a PNG holds labels 0 to 255, frame {number} has {frame.min()} to "
+                    f"{frame.max()}: write a .npz file"
+                )
+            image = Image.fromarray(frame.astype(np.uint8))
+            image.putpalette(palette)  # turns grey into palette indices
+            image.save(folder / f"{number:05d}.png")
+        if not any(folder.iterdir()):
+            raise ValueError("there are no label maps to write")
+    return path
+
+
+def write_overlay(
+    video: Video,
+    labels: Iterable[np.ndarray],
+    path: str | os.PathLike[str],
+    *,
+    fps: float | None = None,
+    opacity: float = 0.5,
+    progress: bool | None = None,
+) -> Path:
+    """Write the video with each slot's region painted in the slot's colour; returns the path.
+
+    H.264 in the container the suffix names, such as ``.mp4``. An odd width or height gains a
+    repeated column or row, which the format needs.
+
+    Args:
+        video: what ``segment`` took; it is read again, frame by frame.
+        labels: an array (T,H,W) or any other iterable of maps (H,W), one a frame.
+        path: the file to write.
+        fps: frames a second; None: those of the video file, 12 for other videos.
+        opacity: share of the colour in the mix, in [0, 1].
+        progress: show a bar; None: in a terminal only.
+
+    Raises:
+        ValueError: frames and maps are not equally many or large, the rate is not positive, the
+            suffix names no video format, or the video cannot be read (see ``segment``).
+    """
+    path = Path(path)
+    n_frames, own_fps = length_and_rate(video)
+    fps = own_fps if fps is None else fps
+    if not 0 < fps < float("inf"):
+        raise ValueError(f"fps must be positive, got {fps}")
+    pictures = _painted(video, labels, opacity)
+    bar = tqdm(pictures, total=n_frames, unit="frame", disable=_hidden(progress))
+    with paths.atomic(path) as temporary:
+        try:
+            container = av.open(str(temporary), "w")
+        except ValueError as error:
+            raise ValueError(f"{path.name!r} names no video format: end it in .mp4") from error
+        with container:
+            stream = container.add_stream("libx264", Fraction(fps).limit_denominator(1001))
+            stream.options = {"crf": "18"}
+            stream.pix_fmt = "yuv420p"
+            for number, picture in enumerate(bar):
+                if number == 0:
+                    stream.height, stream.width = picture.shape[:2]
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+            container.mux(stream.encode())
+    return path
+
+
+def _painted(
+    video: Video, labels: Iterable[np.ndarray], opacity: float
+) -> Iterator[NDArray[np.uint8]]:
+    """Frames (H,W,3) under their label maps, H and W made even."""
+    from slotmatch.plots import blend  # draws in matplotlib, which is slow to import
+
+    frame = None
+    for number, (frame, owners) in enumerate(zip_longest(read_frames(video), labels)):
+        if frame is None or owners is None:
+            short = "video ends" if frame is None else "label maps end"
+            raise ValueError(f"the {short} after {number} frames, the other goes on")
+        pixels = _unit(frame, torch.float32).mul(255).round().to(torch.uint8)
+        picture = blend(
+            rearrange(pixels, "c h w -> h w c").cpu().numpy(), _checked(owners), opacity=opacity
+        )
+        height, width = owners.shape
+        yield np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    if frame is None:
+        raise ValueError("the video has no frames: give at least one")
+
+
+def _square(frame: Tensor, backbone: Backbone) -> Tensor:
+    """A frame (3,H,W) as the backbone wants it, where the backbone is: (1,3,S,S)."""
+    frame = _unit(frame.to(backbone.mean.device), backbone.mean.dtype)
+    return resize_frames(frame[None], backbone.image_size)
+
+
+def _unit(frame: Tensor, dtype: torch.dtype) -> Tensor:
+    """A frame as floats in [0, 1]."""
+    return frame.to(dtype) if frame.is_floating_point() else frame.to(dtype) / 255
+
+
+def _checked(labels: np.ndarray) -> np.ndarray:
+    if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"label maps must be integers (H,W), got {labels.dtype} {labels.shape}")
+    return labels
+
+
+def _hidden(progress: bool | None) -> bool | None:
+    """What tqdm calls ``disable``; its None hides the bar unless in a terminal."""
+    return None if progress is None else not progress

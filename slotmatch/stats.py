@@ -1,0 +1,182 @@
+"""Uncertainty of scores: intervals for means over videos, paired differences, equivalence.
+
+Every function takes one value per video and treats the videos as a random draw of more videos of
+the same kind. What another training seed would change is not in these intervals.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
+
+__all__ = ["Equivalence", "Interval", "equivalence", "mean_interval", "paired_difference"]
+
+Values: TypeAlias = Sequence[float] | NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and the ends of its confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """Outcome of `equivalence`.
+
+    Attributes:
+        difference: Mean difference and its interval of confidence 1 - 2 alpha.
+        margin: Difference, in either direction, that would be too small to matter.
+        p_value: Largest of the two one-sided p-values.
+        equivalent: The interval lies inside the margin, which is the same as p_value < alpha.
+    """
+
+    difference: Interval
+    margin: float
+    p_value: float
+    equivalent: bool
+
+
+def mean_interval(
+    values: Values, *, confidence: float = 0.95, n_resamples: int = 9999, seed: int = 0
+) -> Interval:
+    """Mean over videos with its bias-corrected and accelerated (BCa) bootstrap interval (Efron).
+
+    Videos are drawn with replacement. Equal numbers of values and equal seeds draw the same videos,
+    so the intervals of all metrics and models of a table rest on the same draws.
+
+    Args:
+        values: One value per video (n,), finite.
+        confidence: Coverage aimed at, between 0 and 1.
+        n_resamples: Draws of n videos; memory is 8 n n_resamples bytes.
+        seed: Of the draws.
+
+    Returns:
+        The interval. Both ends are nan for a single value, which tells nothing of the spread, and
+        equal the mean for values that are all the same.
+
+    Raises:
+        ValueError: No values, nan (a skipped video) or infinity among them, more than one axis, a
+            confidence outside 0 to 1 or no resamples.
+    """
+    array = _checked(values, "values")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence}; usual is 0.95")
+    if n_resamples < 1:
+        raise ValueError(f"n_resamples must be at least 1, got {n_resamples}; usual is 9999")
+    if len(array) == 1:
+        return Interval(float(array[0]), math.nan, math.nan)
+    if np.ptp(array) == 0:
+        return Interval(*[float(array[0])] * 3)
+
+    mean = array.mean()
+    means = _resampling_weights(len(array), n_resamples, seed) @ array
+    # Draws that equal the mean count half, or coarse scores of few videos would look biased. None
+    # or all below the mean would be an infinite bias, which no finite number of draws shows.
+    below = ((means < mean).sum() + (means <= mean).sum()) / 2
+    bias = ndtri(np.clip(below, 0.5, n_resamples - 0.5) / n_resamples)
+    deviations = array - mean
+    acceleration = (deviations**3).sum() / (6 * (deviations**2).sum() ** 1.5)
+    shifted = bias + ndtri([(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(means, ndtr(bias + shifted / (1 - acceleration * shifted)))
+    return Interval(float(mean), float(low), float(high))
+
+
+def paired_difference(
+    a: Values,
+    b: Values,
+    *,
+    confidence: float = 0.95,
+    n_resamples: int = 9999,
+    seed: int = 0,
+) -> Interval:
+    """Mean of ``a - b`` over the videos, with the interval of `mean_interval`.
+
+    Two models scored on the same videos share what is hard about each; their difference per video
+    is free of it, so its interval is narrower than a look at the two single ones suggests.
+
+    Args:
+        a: One value per video (n,).
+        b: The other model's values of the same videos, in the same order.
+        confidence: See `mean_interval`.
+        n_resamples: See `mean_interval`.
+        seed: See `mean_interval`.
+
+    Raises:
+        ValueError: Unequal numbers of values, and what `mean_interval` raises.
+    """
+    return mean_interval(
+        _differences(a, b), confidence=confidence, n_resamples=n_resamples, seed=seed
+    )
+
+
+def equivalence(a: Values, b: Values, margin: float, *, alpha: float = 0.05) -> Equivalence:
+    """Two one-sided paired t-tests (TOST, Schuirmann 1987): is the mean of ``a - b`` nearly 0?
+
+    A difference that is not significant is no sign of equality; this test is, as it takes "apart by
+    ``margin`` or more" for its null hypothesis.
+
+    Args:
+        a: One value per video (n,), at least two.
+        b: The other model's values of the same videos, in the same order.
+        margin: Smallest difference that would matter, above 0, in the unit of the values.
+        alpha: Level of the test, between 0 and 0.5.
+
+    Raises:
+        ValueError: Fewer than two or unequal numbers of values, nan or infinity among them, a
+            margin that is not positive, alpha outside 0 to 0.5.
+    """
+    differences = _differences(a, b)
+    n = len(differences)
+    if n < 2:
+        raise ValueError("equivalence needs the values of at least 2 videos, got 1")
+    if not 0 < margin < math.inf:
+        raise ValueError(f"margin must be above 0, got {margin}: how much would matter?")
+    if not 0 < alpha < 0.5:
+        raise ValueError(f"alpha must be between 0 and 0.5, got {alpha}; usual is 0.05")
+    mean = float(differences.mean())
+    error = float(differences.std(ddof=1) / math.sqrt(n)) if np.ptp(differences) else 0.0
+    half = error * float(stdtrit(n - 1, 1 - alpha))
+    room = margin - abs(mean)  # to the nearer end of the margin: the test that decides
+    p_value = float(stdtr(n - 1, -room / error)) if error else float(room <= 0)
+    return Equivalence(Interval(mean, mean - half, mean + half), margin, p_value, p_value < alpha)
+
+
+@lru_cache(maxsize=2)
+def _resampling_weights(n: int, n_resamples: int, seed: int) -> NDArray[np.float64]:
+    """How often each of n values was drawn, as a share (n_resamples, n)."""
+    drawn = np.random.default_rng(seed).integers(n, size=(n_resamples, n))
+    drawn += n * np.arange(n_resamples)[:, None]
+    return np.bincount(drawn.ravel(), minlength=n_resamples * n).reshape(n_resamples, n) / n
+
+
+def _differences(a: Values, b: Values) -> NDArray[np.float64]:
+    first, second = _checked(a, "a"), _checked(b, "b")
+    if len(first) != len(second):
+        raise ValueError(
+            f"a has {len(first)} values and b {len(second)}: pass one per video, the same videos "
+            "in the same order"
+        )
+    return first - second
+
+
+def _checked(values: Values, name: str) -> NDArray[np.float64]:
+    array = np.asarray(values, np.float64)
+    if array.ndim != 1 or not array.size:
+        raise ValueError(f"{name} must be one number per video (n,), got shape {array.shape}")
+    if np.isnan(array).any():
+        raise ValueError(
+            f"{np.isnan(array).sum()} of {len(array)} {name} are nan: drop skipped videos first, "
+            "from both models if two are compared"
+        )
+    if np.isinf(array).any():
+        raise ValueError(f"{np.isinf(array).sum()} of {len(array)} {name} are infinite")
+    return array

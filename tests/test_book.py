@@ -1,0 +1,197 @@
+"""The rendered book: whole, self-contained, and with the numbers of its own runs."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import pytest
+import yaml
+from playwright.sync_api import Page, sync_playwright
+from smoke_book import SmokeBook, reproduce, smoke_book
+
+from slotmatch.paths import NOTEBOOKS, REPOSITORY
+from slotmatch.results import comparison_table, numbers, read_results
+
+pytestmark = pytest.mark.slow
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="module")
+def book() -> SmokeBook:
+    return smoke_book()
+
+
+class Element(NamedTuple):
+    tag: str
+    attributes: dict[str, str]
+
+
+class _Elements(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Element] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append(Element(tag, {name: value or "" for name, value in attrs}))
+
+
+@cache
+def elements(page: Path) -> list[Element]:
+    parser = _Elements()
+    parser.feed(page.read_text())
+    return parser.found
+
+
+def documents() -> list[str]:
+    contents = yaml.safe_load((REPOSITORY / "_toc.yml").read_text())
+    chapters = [chapter["file"] for part in contents["parts"] for chapter in part["chapters"]]
+    return [contents["root"], *chapters]
+
+
+def pages(book: SmokeBook) -> list[Path]:
+    return [book.html / f"{name}.html" for name in documents()]
+
+
+def text(page: Path) -> str:
+    """What a reader sees, roughly: no tags, single spaces."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", page.read_text()))
+
+
+def test_every_page_is_there_and_the_front_page_leads_to_the_first(book: SmokeBook) -> None:
+    assert [page for page in pages(book) if not page.is_file()] == []
+    assert book.page == book.html / "index.html"
+    assert "book/intro.html" in book.page.read_text()
+
+
+def test_nothing_is_loaded_from_elsewhere(book: SmokeBook) -> None:
+    loading = {"script": "src", "link": "href", "img": "src", "iframe": "src", "source": "src"}
+    foreign = [
+        (page.name, element)
+        for page in book.html.rglob("*.html")
+        for element in elements(page)
+        if (address := element.attributes.get(loading.get(element.tag, "")))
+        and re.match(r"(https?:)?//", address)
+    ]
+    assert foreign == []
+
+
+def test_every_link_between_pages_and_to_files_leads_somewhere(book: SmokeBook) -> None:
+    broken = []
+    for page in pages(book):
+        for element in elements(page):
+            address = element.attributes.get("href") or element.attributes.get("src") or ""
+            parts = urlsplit(address)
+            if parts.scheme or parts.netloc or element.tag == "base":
+                continue
+            target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+            anchors = (
+                {found.attributes.get("id") for found in elements(target)}
+                if (target.suffix == ".html" and target.is_file() and parts.fragment)
+                else {parts.fragment}
+            )
+            if not target.exists() or unquote(parts.fragment) not in anchors:
+                broken.append((page.name, address))
+    assert broken == []
+
+
+def test_the_numbers_in_the_text_are_those_of_the_run(book: SmokeBook) -> None:
+    quoted = numbers(read_results(book.runs / "03_distill" / "results.json"))
+    source = (REPOSITORY / "book" / "intro.md").read_text()
+    keys = re.findall(r"03_distill\.ipynb::(\w+):([^`]+)`", source)
+    assert len(keys) >= 8
+    intro = text(book.html / "book" / "intro.html")
+    for key, form in keys:
+        assert format(quoted[key], form) in intro, key
+
+
+def test_what_is_printed_is_the_table_and_the_page_to_open(book: SmokeBook) -> None:
+    results = read_results(book.runs / "03_distill" / "results.json")
+    assert comparison_table(results).to_string() in book.printed
+    assert book.printed.endswith(f"Open {book.page}\n")
+
+
+def test_downloads_are_the_executed_notebooks(book: SmokeBook) -> None:
+    names = [path.name for path in sorted(NOTEBOOKS.glob("*.ipynb"))]
+    assert names
+    for name in names:
+        served = nbformat.read(book.html / "_sources" / "notebooks" / name, as_version=4)
+        cells = [cell for cell in served.cells if cell.cell_type == "code"]
+        assert all(cell.execution_count for cell in cells), name
+        assert any(cell.outputs for cell in cells), name
+        hidden = [c for c in cells if "injected-parameters" in c.metadata.get("tags", ())]
+        assert [c.metadata["tags"] for c in hidden] == [["injected-parameters", "hide-input"]]
+        assert str(book.output) not in json.dumps(served), name
+
+
+def test_the_bibliography_holds_every_reference(book: SmokeBook) -> None:
+    entries = re.findall(r"^@", (REPOSITORY / "book/references.bib").read_text(), re.MULTILINE)
+    page = book.html / "book" / "references.html"
+    listed = [e for e in elements(page) if "citation" in e.attributes.get("class", "").split()]
+    assert len(listed) == len(entries)
+
+
+def test_search_knows_every_page(book: SmokeBook) -> None:
+    index = (book.html / "searchindex.js").read_text()
+    for name in documents():
+        assert f'"{name}"' in index
+
+
+def test_a_second_run_does_no_work(book: SmokeBook) -> None:
+    before = book.page.stat().st_mtime_ns
+    again = reproduce()
+    n_jobs = len(list(NOTEBOOKS.glob("*.ipynb"))) + 1
+    assert again.printed.count("up to date") == n_jobs
+    assert book.page.stat().st_mtime_ns == before
+
+
+@pytest.fixture(scope="module")
+def browser_page(book: SmokeBook) -> Iterator[tuple[Page, list[str]]]:
+    """A Chromium page and the list of the addresses outside the disk that it asked for."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    asked: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        page = browser.new_page()
+        page.set_default_timeout(120_000)  # a busy machine is no fault of the page
+
+        def refuse(route: object) -> None:
+            asked.append(route.request.url)  # type: ignore[attr-defined]
+            route.abort()  # type: ignore[attr-defined]
+
+        page.route(re.compile("^(http|ws)"), refuse)
+        yield page, asked
+        browser.close()
+
+
+def test_formulas_are_drawn_without_a_network(
+    book: SmokeBook, browser_page: tuple[Page, list[str]]
+) -> None:
+    page, asked = browser_page
+    page.goto((book.html / "book" / "method.html").as_uri())
+    page.wait_for_selector("mjx-container")
+    page.wait_for_function("document.querySelectorAll('div.math mjx-container').length >= 9")
+    assert page.locator("mjx-merror").count() == 0
+    assert asked == []
+
+
+def test_search_finds_without_a_network(
+    book: SmokeBook, browser_page: tuple[Page, list[str]]
+) -> None:
+    page, asked = browser_page
+    page.goto((book.html / "search.html").as_uri() + "?q=predictor")
+    page.wait_for_selector("#search-results li a")
+    links = page.locator("#search-results li a").evaluate_all("all => all.map(a => a.href)")
+    assert any("book/method.html" in link for link in links)
+    assert asked == []

@@ -1,0 +1,270 @@
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from slotmatch import baselines, metrics, profiling
+from slotmatch.data import Clip
+from slotmatch.evaluation import evaluate, grid_oracle, score_on
+from slotmatch.model import ModelConfig, VideoSlotModel
+
+MODEL = ModelConfig(
+    backbone=None,
+    image_size=None,
+    n_slots=4,
+    slot_dim=8,
+    decoder_hidden=8,
+    decoder_layers=1,
+    n_heads=2,
+    feature_shape=(9, 6),
+)
+EMBEDDED = replace(MODEL, backbone="embedded", image_size=32, feature_shape=None)
+METRICS = {
+    *("video_fg_ari", "image_fg_ari", "video_mbo", "image_mbo", "j", "f", "j_and_f"),
+    *("image_fg_ari_frames", "image_mbo_frames"),
+    *("slots_in_use", "identity_switches", "mask_entropy"),
+}
+
+
+def random_clips(n: int, size: tuple[int, int, int] = (5, 12, 12)) -> list[Clip]:
+    rng = np.random.default_rng(n)
+    return [
+        Clip(
+            rng.integers(0, 256, (*size, 3), np.uint8),
+            rng.integers(0, 3, size, np.int32),
+            f"random/{i}",
+        )
+        for i in range(n)
+    ]
+
+
+def labelled(labels: np.ndarray) -> Clip:
+    labels = np.asarray(labels, np.int32)
+    return Clip(np.zeros((*labels.shape, 3), np.uint8), labels, "made/0")
+
+
+def blocky(cells: list[list[list[int]]], side: int = 4) -> np.ndarray:
+    """Labels (T,H,W) of which each cell is a patch of side x side pixels."""
+    return np.kron(np.array(cells, np.int32), np.ones((1, side, side), np.int32))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+@pytest.mark.parametrize("masks", ["decoder", "attention"])
+def test_scores_are_those_of_a_loop_written_out(batch_size, masks):
+    clips = random_clips(3)
+    features = np.random.default_rng(0).standard_normal((3, 5, 9, 6)).astype(np.float16)
+    model = VideoSlotModel(MODEL).train()
+    before = copy.deepcopy(model.state_dict())
+    found = evaluate(model, clips, features=features, batch_size=batch_size, masks=masks)
+    assert found.keys() == METRICS
+    for i, clip in enumerate(clips):
+        with torch.no_grad():
+            output = model.forward_features(torch.from_numpy(features[i : i + 1]).float())
+        soft = (output.masks if masks == "decoder" else output.attention)[0]
+        large = F.interpolate(soft.reshape(5, 4, 3, 3), (12, 12), mode="bilinear")
+        slots = large.argmax(1).numpy()
+        expected = {
+            "video_fg_ari": metrics.adjusted_rand_index(clip.labels, slots),
+            "video_mbo": metrics.mean_best_overlap(clip.labels, slots),
+            "image_fg_ari": np.mean(list(map(metrics.adjusted_rand_index, clip.labels, slots))),
+            "identity_switches": metrics.identity_switches(clip.labels, slots),
+            "slots_in_use": np.mean([len(np.unique(frame)) for frame in slots]),
+            "mask_entropy": -(soft * soft.log()).sum(1).mean().item() / np.log(4),
+        }
+        for name, value in expected.items():
+            assert found[name][i] == pytest.approx(value, abs=1e-5), name
+    assert model.training
+    assert all(map(torch.equal, before.values(), model.state_dict().values()))
+
+
+def test_videos_of_any_length_and_size_keep_their_order():
+    clips = random_clips(2) + random_clips(1, (3, 8, 10)) + random_clips(2, (4, 12, 12))
+    model = VideoSlotModel(EMBEDDED, pretrained=False)
+    together = evaluate(model, clips, batch_size=4)
+    for i, clip in enumerate(clips):
+        for name, (alone,) in evaluate(model, [clip]).items():
+            assert together[name][i] == pytest.approx(alone, abs=1e-5), name
+
+
+def test_sampled_slots_do_not_depend_on_the_batch():
+    model = VideoSlotModel(replace(MODEL, initial_slots="sampled"))
+    clips = random_clips(4)
+    features = np.random.default_rng(0).standard_normal((4, 5, 9, 6)).astype(np.float16)
+    alone, together = (evaluate(model, clips, features=features, batch_size=n) for n in (1, 4))
+    assert alone == together
+
+
+def test_score_on_gives_means_over_the_clips():
+    clips, model = random_clips(3), VideoSlotModel(MODEL)
+    features = np.random.default_rng(1).standard_normal((3, 5, 9, 6)).astype(np.float16)
+    scores = score_on(clips, features)(model)
+    found = evaluate(model, clips, features=features)
+    assert scores == {
+        name: pytest.approx(np.mean(found[name]))
+        for name in ("video_fg_ari", "image_fg_ari", "video_mbo")
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"masks": "both"}, "masks must be one of .*'both'"),
+        ({"batch_size": 0}, "batch_size must be 1 or more"),
+        ({}, "no backbone: give features"),
+        ({"features": np.zeros((2, 5, 9, 6))}, "features of 2 videos for 3 clips"),
+    ],
+)
+def test_evaluation_refuses_what_does_not_fit(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(VideoSlotModel(MODEL), random_clips(3), **arguments)
+
+
+def test_nothing_to_score_is_an_error():
+    with pytest.raises(ValueError, match="no clips to score"):
+        evaluate(VideoSlotModel(MODEL), [], features=np.zeros((0, 5, 9, 6)))
+
+
+def test_oracle_is_perfect_on_labels_made_of_patches():
+    clip = labelled(blocky([[[0, 7], [3, 3]], [[7, 0], [3, 0]]]))
+    found = grid_oracle([clip], 2)
+    for name in ("video_fg_ari", "image_fg_ari", "video_mbo", "image_mbo", "j", "f"):
+        assert found[name] == [1]
+    assert found["identity_switches"] == found["mask_entropy"] == [0]
+
+
+def test_oracle_loses_an_object_that_is_less_than_half_of_each_patch():
+    labels = np.zeros((1, 8, 8), int)
+    labels[0, 3:5, 3:5] = 1  # a quarter of a 4 x 4 patch is 4 pixels, and one falls on each
+    (overlap,) = grid_oracle([labelled(labels)], 2)["video_mbo"]
+    assert overlap == 4 / 64  # everything became background
+    assert grid_oracle([labelled(labels)], 8)["video_mbo"] == [1]
+
+
+def test_blocks_are_right_where_objects_are_blocks():
+    still = labelled(blocky([[[1, 2], [0, 3]]] * 2))
+    found = baselines.block_grid([still, still], 2, 2)
+    assert found.keys() == METRICS
+    assert found["video_fg_ari"] == found["video_mbo"] == [1, 1]
+    moving = labelled(blocky([[[1, 0], [0, 2]], [[0, 1], [2, 0]]]))
+    found = baselines.block_grid([moving], 2, 2)
+    assert found["image_fg_ari"] == found["identity_switches"] == [1]
+    # Four pieces of 16 pixels, two of each object: pairs in one piece, in one object, of all.
+    piece, whole, all_pairs = 4 * 120, 2 * 496, 2016
+    chance = piece * whole / all_pairs
+    expected = (piece - chance) / ((piece + whole) / 2 - chance)
+    assert found["video_fg_ari"] == [pytest.approx(expected)]
+    assert baselines.block_grid([still], 1, 1)["video_fg_ari"] == [0]
+
+
+def test_blocks_share_a_size_that_they_do_not_divide():
+    labels = baselines._blocks((1, 5, 7), 2, 3)[0]
+    assert np.unique(labels).tolist() == list(range(6))
+    assert np.bincount(labels.ravel()).tolist() == [9, 6, 6, 6, 4, 4]  # 3 or 2 by 3, 2 or 2
+
+
+def test_chain_follows_the_nearest_centres():
+    frames = [[[0.0], [10.0]], [[11.0], [1.0], [50.0]], [[51.0], [2.0]], [[2.0], [12.0]]]
+    names = baselines.chain([np.array(frame) for frame in frames])
+    # 50 is new; at the end the one cluster left for 12 is that of 51.
+    assert [name.tolist() for name in names] == [[0, 1], [1, 0, 2], [2, 0], [0, 2]]
+
+
+def drifting() -> tuple[Clip, np.ndarray]:
+    """Background and two objects whose feature changes by 1 a frame, over more than their gap."""
+    cells = np.zeros((8, 4, 4), int)
+    cells[:, 0] = 1
+    cells[:, 3] = 2
+    features = np.where(cells == 0, -20.0, np.where(cells == 1, 0.0, 4.0))
+    features = features + np.where(cells > 0, np.arange(8)[:, None, None], 0)
+    clip = labelled(np.kron(cells, np.ones((1, 4, 4), int)))
+    return clip, features.reshape(1, 8, 16, 1).astype(np.float16)
+
+
+def test_clusters_of_frames_follow_objects_that_change():
+    clip, features = drifting()
+    for count in (3, "true"):
+        found = baselines.kmeans_per_frame([clip], features, count)
+        assert found["video_fg_ari"] == found["image_fg_ari"] == [1]
+        assert found["identity_switches"] == [0]
+        assert found["slots_in_use"] == [3]
+    found = baselines.kmeans_per_video([clip], features, 3)
+    assert found["video_fg_ari"][0] < 0.9  # the two ranges of features overlap
+    assert found["identity_switches"][0] > 0
+
+
+def test_clusters_of_a_video_find_an_object_that_comes_back():
+    cells = np.zeros((3, 4, 4), int)
+    cells[[0, 2], :2] = 5
+    cells[:, 3] = 8
+    features = np.choose(np.searchsorted([0, 5, 8], cells), [0.0, 1.0, 3.0]).reshape(1, 3, 16, 1)
+    clip = labelled(np.kron(cells, np.ones((1, 4, 4), int)))
+    found = baselines.kmeans_per_video([clip], features, "true")
+    assert found["video_fg_ari"] == found["image_fg_ari"] == [1]
+    assert found["slots_in_use"] == [pytest.approx((3 + 2 + 3) / 3)]
+    assert found["identity_switches"] == found["mask_entropy"] == [0]
+
+
+def test_k_means_is_repeatable():
+    clips = random_clips(2)
+    features = np.random.default_rng(0).standard_normal((2, 5, 9, 6))
+    first, again = (baselines.kmeans_per_frame(clips, features, 4) for _ in range(2))
+    assert first == again
+
+
+@pytest.mark.parametrize("count", [0, "two", 2.5])
+def test_k_means_needs_a_number_of_clusters(count):
+    with pytest.raises(ValueError, match='n_clusters must be 1 or more, or "true"'):
+        baselines.kmeans_per_video(random_clips(1), np.zeros((1, 5, 9, 6)), count)
+
+
+def test_parameters_are_counted_by_part():
+    d, p, hidden = 8, 4, 8
+    model = VideoSlotModel(replace(EMBEDDED, decoder_hidden=hidden), pretrained=False)
+    f = model.config.feature_dim
+    counts = profiling.count_parameters(model)
+    assert counts["transform"] == (2 * f + f * 2 * f + 2 * f + 2 * f * d + d,) * 2
+    assert counts["initial_slots"] == (4 * d, 4 * d)
+    assert counts["predictor"] == (12 * d**2 + 13 * d,) * 2
+    assert counts["slot_attention"] == (17 * d**2 + 17 * d,) * 2
+    decoder = d * hidden + hidden + hidden * (f + 1) + f + 1 + p * d
+    assert counts["decoder"] == (decoder, decoder)
+    assert counts["backbone"][0] > 100_000
+    assert counts["backbone"][1] == 0
+    assert counts["total"] == tuple(
+        sum(counts[part][i] for part in counts if part != "total") for i in (0, 1)
+    )
+
+
+def test_models_take_turns_being_timed(monkeypatch):
+    turns = []
+    monkeypatch.setattr(profiling, "_stream", lambda model, frames: turns.append(model))
+    first, second = (VideoSlotModel(EMBEDDED, pretrained=False) for _ in range(2))
+    video = np.zeros((3, 16, 16, 3), np.uint8)
+    times = profiling.ms_per_frame({"a": first, "b": second}, video, repeats=2)
+    assert turns == [first, second] * 3  # the first turn warms up
+    assert {name: len(values) for name, values in times.items()} == {"a": 2, "b": 2}
+
+
+def test_time_counts_the_whole_stream(monkeypatch):
+    monkeypatch.setattr(profiling, "BLOCK", 2)
+    model = VideoSlotModel(EMBEDDED, pretrained=False)
+    seen = []
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True
+    )
+    (times,) = profiling.ms_per_frame(
+        {"a": model}, np.zeros((3, 16, 16, 3), np.uint8), repeats=1
+    ).values()
+    assert times[0] > 0
+    assert [args[0].shape[1] for args, _ in seen] == [2, 1] * 2
+    assert [getattr(kwargs["state"], "frame", 0) for _, kwargs in seen] == [0, 2] * 2
+
+
+def test_timing_refuses_models_that_see_no_frames():
+    with pytest.raises(ValueError, match="a have no backbone"):
+        profiling.ms_per_frame({"a": VideoSlotModel(MODEL)}, np.zeros((3, 8, 8, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"video must be uint8 \(T,H,W,3\), got float64"):
+        profiling.ms_per_frame({}, np.zeros((3, 8, 8, 3)))

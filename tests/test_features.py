@@ -1,0 +1,294 @@
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from einops import rearrange
+from torch import nn
+
+from slotmatch import backbones, features, paths
+from slotmatch.features import Projection, cached_features, fit_projection, weights_checksum
+
+
+@dataclass(frozen=True)
+class Clip:
+    video: np.ndarray
+    id: str
+
+
+class Clips(list):
+    """Clips that count how often one is loaded, with their ids known beforehand."""
+
+    def __init__(self, clips):
+        super().__init__(clips)
+        self.ids = tuple(clip.id for clip in clips)
+        self.loaded = 0
+
+    def __getitem__(self, index):
+        self.loaded += 1
+        return super().__getitem__(index)
+
+    def __iter__(self):
+        for index in range(len(self)):
+            yield self[index]
+
+
+def clips(n=3, n_frames=2, side=8, seed=0):
+    rng = np.random.default_rng(seed)
+    videos = rng.integers(0, 256, (n, n_frames, side, side, 3), np.uint8)
+    return Clips([Clip(video, f"toy/{i}") for i, video in enumerate(videos)])
+
+
+class Patches(backbones.Backbone):
+    """Linear features of 4x4 patches, as cheap as can be; counts the frames it has seen."""
+
+    def __init__(self, *, image_size=8, seed=0, scale=1.0):
+        known = backbones.spec("dinov2_vits14")
+        what = replace(known, name="patches", feature_dim=5, stride=4)
+        generator = torch.Generator().manual_seed(seed)
+        network = nn.Linear(48, 5)
+        weight = scale * torch.randn(5, 48, generator=generator)
+        network.load_state_dict({"weight": weight, "bias": torch.zeros(5)})
+        super().__init__(what, network, image_size, pretrained=True)
+        self.batches = []
+
+    def patch_features(self, images):
+        self.batches.append(len(images))
+        pattern = "n c (h i) (w j) -> n (h w) (c i j)"
+        return self.network(rearrange(images, pattern, i=4, j=4))
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("SLOTMATCH_CACHE", str(tmp_path))
+    return tmp_path / "features"
+
+
+def files(folder):
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def test_cached_features_are_those_of_the_backbone_in_half_precision(cache):
+    data, backbone = clips(), Patches()
+    found = cached_features(data, backbone, name="toy")
+    assert (found.shape, found.dtype) == ((3, 2, 4, 5), np.float16)
+    for expected, clip in zip(found, data, strict=True):
+        video = rearrange(torch.from_numpy(clip.video), "t h w c -> 1 t c h w") / 255
+        np.testing.assert_array_equal(expected, backbone(video)[0].half().numpy())
+    assert not found.flags.writeable
+    assert Path(found.filename).parent == cache
+
+
+def test_second_call_reads_the_file_and_only_the_first_clip(cache):
+    data, backbone = clips(), Patches()
+    first = cached_features(data, backbone, name="toy")
+    backbone.batches.clear()
+    data.loaded = 0
+    second = cached_features(data, backbone, name="toy")
+    assert backbone.batches == []
+    assert data.loaded == 1
+    np.testing.assert_array_equal(first, second)
+    assert len(files(cache)) == 1
+
+
+def test_frames_are_encoded_in_batches_across_clips():
+    data, backbone = clips(n=5, n_frames=3), Patches()
+    found = cached_features(data, backbone, name="toy", batch_size=4)
+    assert backbone.batches == [4, 4, 4, 3]
+    whole = cached_features(data, Patches(), name="other name", batch_size=100)
+    np.testing.assert_array_equal(found, whole)
+
+
+@pytest.mark.parametrize(
+    ("data", "backbone", "name"),
+    [
+        (clips(), Patches(), "toy v2"),
+        (clips(seed=1), Patches(), "toy"),
+        (clips(n=2), Patches(), "toy"),
+        (clips(n_frames=1), Patches(), "toy"),
+        (Clips([replace(clip, id=clip.id + "x") for clip in clips()]), Patches(), "toy"),
+        (Clips(list(clips())[::-1]), Patches(), "toy"),
+        (clips(), Patches(seed=1), "toy"),
+        (clips(), Patches(image_size=16), "toy"),
+    ],
+    ids=["name", "frames", "number", "length", "ids", "order", "weights", "size"],
+)
+def test_whatever_changes_a_feature_gets_a_file_of_its_own(cache, data, backbone, name):
+    usual = Patches()
+    cached_features(clips(), usual, name="toy")
+    cached_features(data, backbone, name=name)
+    assert len(files(cache)) == 2
+    assert backbone.batches
+    usual.batches.clear()
+    cached_features(clips(), usual, name="toy")
+    assert usual.batches == []
+
+
+def test_backbones_of_different_normalisation_do_not_share_a_file(cache):
+    bright = Patches()
+    bright.spec = replace(bright.spec, mean=(0.0, 0.0, 0.0))
+    cached_features(clips(), Patches(), name="toy")
+    cached_features(clips(), bright, name="toy")
+    assert len(files(cache)) == 2
+
+
+def test_clips_without_known_ids_share_the_file_of_those_with(cache):
+    cached_features(clips(), Patches(), name="toy")
+    plain, backbone = list(clips()), Patches()
+    cached_features(plain, backbone, name="toy")
+    assert backbone.batches == []
+
+
+def test_a_failure_leaves_nothing_behind(cache):
+    data, backbone = clips(), Patches()
+    data.append(Clip(data[0].video[:, :4], "toy/small"))
+    data.ids += ("toy/small",)
+    with pytest.raises(ValueError, match=r"clip toy/small is \(2, 4, 8, 3\) and the first one"):
+        cached_features(data, backbone, name="toy", batch_size=2)
+    assert backbone.batches == [2, 2, 2], "it failed half way"
+    assert files(cache) == []
+    good = cached_features(clips(), backbone, name="toy")
+    assert np.abs(good).min(axis=(1, 2, 3)).all()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "no clips of toy"),
+        ([Clip(np.zeros((2, 8, 8, 3), np.float32), "a")], "clip a is float32"),
+        ([Clip(np.zeros((2, 8, 8), np.uint8), "a")], r"must be uint8 \(T,H,W,3\)"),
+    ],
+)
+def test_unfit_clips_are_named(cache, data, message):
+    with pytest.raises(ValueError, match=message):
+        cached_features(data, Patches(), name="toy")
+    assert not cache.exists() or files(cache) == []
+
+
+def test_features_beyond_half_precision_are_refused(cache):
+    with pytest.raises(ValueError, match="features of patches pass the range of float16"):
+        cached_features(clips(), Patches(scale=1e6), name="toy")
+    assert files(cache) == []
+    with pytest.raises(ValueError, match="batch_size must be 1 or more, not 0"):
+        cached_features(clips(), Patches(), name="toy", batch_size=0)
+
+
+def test_the_cache_is_where_the_environment_says(cache):
+    cached_features(clips(), Patches(), name="toy")
+    assert paths.cache_dir() / "features" == cache
+    assert features.cached_features is backbones.cached_features
+
+
+def test_checksum_covers_names_types_shapes_and_values():
+    def of(**tensors):
+        module = nn.Module()
+        for name, tensor in tensors.items():
+            module.register_buffer(name, tensor)
+        return weights_checksum(module)
+
+    base = of(a=torch.zeros(2, 3), b=torch.ones(1))
+    assert base == of(b=torch.ones(1), a=torch.zeros(2, 3))
+    others = [
+        of(a=torch.zeros(3, 2), b=torch.ones(1)),
+        of(a=torch.zeros(2, 3, dtype=torch.int32), b=torch.ones(1)),
+        of(a=torch.zeros(2, 3), c=torch.ones(1)),
+        of(a=torch.zeros(2, 3), b=torch.full((1,), 1 + 1e-7)),
+        of(a=torch.zeros(2, 3)),
+    ]
+    assert len({base, *others}) == 6
+    strided = torch.arange(6.0).reshape(3, 2).T
+    assert of(a=strided) == of(a=strided.contiguous())
+    assert of(a=torch.ones(2, dtype=torch.bfloat16)) != of(a=torch.ones(2, dtype=torch.float16))
+
+
+# Projections
+
+
+def spread(n=2000, seed=0):
+    """Points around (1, -2, 3) with deviations 3, 1 and 0.1 along known orthonormal axes."""
+    generator = torch.Generator().manual_seed(seed)
+    axes = torch.tensor([[2.0, 1.0, 2.0], [-2.0, 2.0, 1.0], [-1.0, -2.0, 2.0]]).T / 3
+    points = torch.randn(n, 3, generator=generator) * torch.tensor([3.0, 1.0, 0.1])
+    return points @ axes.T + torch.tensor([1.0, -2.0, 3.0]), axes
+
+
+def test_projection_finds_the_principal_axes():
+    points, axes = spread()
+    fitted = fit_projection(points, 3)
+    torch.testing.assert_close(fitted.mean, points.mean(0))
+    torch.testing.assert_close(
+        fitted.variance.sqrt(), torch.tensor([3.0, 1.0, 0.1]), rtol=0.05, atol=0
+    )
+    torch.testing.assert_close(fitted.total_variance, points.var(0, correction=0).sum())
+    torch.testing.assert_close(fitted.variance.sum(), fitted.total_variance)
+    alignment = (fitted.components * axes).sum(0).abs()
+    torch.testing.assert_close(alignment, torch.ones(3), rtol=0, atol=0.01)
+    # The largest entry of each axis is positive, whatever sign it was found with.
+    for axis in fitted.components.T:
+        assert axis[axis.abs().argmax()] > 0
+    torch.testing.assert_close(fitted.components.T @ fitted.components, torch.eye(3))
+
+
+def test_projection_keeps_the_sign_of_its_axes():
+    points, _ = spread()
+    mirrored = fit_projection(-points, 3)
+    torch.testing.assert_close(mirrored.components, fit_projection(points, 3).components)
+
+
+def test_projected_channels_average_unit_variance_and_keep_proportions():
+    points, _ = spread()
+    fitted = fit_projection(points, 3)
+    for n_components, width in [(0, 3), (1, 1), (2, 2), (3, 3)]:
+        offset, matrix = fitted.affine(n_components)
+        centred = points - offset
+        projected = centred * matrix if n_components == 0 else centred @ matrix
+        assert projected.shape == (2000, width)
+        torch.testing.assert_close(projected.mean(0), torch.zeros(width), rtol=0, atol=1e-4)
+        variance = projected.var(0, correction=0).mean()
+        torch.testing.assert_close(variance, torch.tensor(1.0), rtol=1e-3, atol=0)
+        if n_components in (0, 3):
+            ratio = torch.pdist(projected[:20]) / torch.pdist(points[:20])
+            torch.testing.assert_close(ratio, ratio[0].expand_as(ratio), rtol=1e-3, atol=0)
+
+
+def test_few_components_are_the_first_of_many():
+    points, _ = spread()
+    few, many = fit_projection(points, 1), fit_projection(points, 3)
+    torch.testing.assert_close(few.components, many.components[:, :1])
+    torch.testing.assert_close(few.total_variance, many.total_variance)
+    with pytest.raises(ValueError, match="1 components are stored, not 2"):
+        few.affine(2)
+
+
+def test_projection_stays_exact_far_from_the_origin():
+    points, _ = spread()
+    near, far = fit_projection(points, 3), fit_projection(points.double() + 1e4, 3)
+    torch.testing.assert_close(near.variance, far.variance, rtol=1e-4, atol=0)
+
+
+def test_projections_survive_a_file(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    points, _ = spread()
+    parts = {"rgb": fit_projection(points, 2), "stage4": fit_projection(points**2, 1)}
+    save_file(Projection.pack(parts), tmp_path / "constants.safetensors")
+    loaded = Projection.unpack(load_file(tmp_path / "constants.safetensors"))
+    assert set(loaded) == set(parts)
+    for part, projection in parts.items():
+        for field, tensor in vars(projection).items():
+            assert torch.equal(getattr(loaded[part], field), tensor)
+
+
+@pytest.mark.parametrize(
+    ("shape", "n_components", "message"),
+    [
+        ((3,), 1, r"must be \(N,C\) with N of 2 or more, not \(3,\)"),
+        ((1, 3), 1, r"not \(1, 3\)"),
+        ((4, 3), 0, "n_components must be 1 to 3, not 0"),
+        ((4, 3), 4, "n_components must be 1 to 3, not 4"),
+    ],
+)
+def test_projection_names_wrong_input(shape, n_components, message):
+    with pytest.raises(ValueError, match=message):
+        fit_projection(torch.zeros(shape), n_components)

@@ -1,0 +1,396 @@
+"""The project's own files agree with each other: pins, versions, commands, what is committed."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from slotmatch.paths import NOTEBOOKS, PACKAGE, REPOSITORY
+from slotmatch.report import Parameters
+from slotmatch.segmentation import write_overlay
+
+MAX_BYTES = 3_000_000
+
+
+@pytest.fixture(scope="module")
+def pyproject() -> dict[str, Any]:
+    return tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+
+
+def read_yaml(name: str) -> Any:
+    return yaml.safe_load((REPOSITORY / name).read_text())
+
+
+def pins(pyproject: dict[str, Any]) -> list[str]:
+    project = pyproject["project"]
+    return sum(project["optional-dependencies"].values(), start=project["dependencies"])
+
+
+def committed() -> list[Path]:
+    """Files that are in the repository or would be after ``git add``."""
+    command = ["git", "-C", str(REPOSITORY), "ls-files", "-coz", "--exclude-standard"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    paths = [REPOSITORY / name for name in listed.split("\0") if name]
+    return [path for path in paths if path.is_file()]
+
+
+def notebooks() -> dict[str, Any]:
+    return {path.name: json.loads(path.read_text()) for path in sorted(NOTEBOOKS.glob("*.ipynb"))}
+
+
+def code_cells(notebook: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            yield cell, "".join(cell["source"])
+
+
+# Pins and versions
+
+
+def test_every_dependency_is_pinned_exactly_and_once(pyproject: dict[str, Any]) -> None:
+    names = [re.fullmatch(r"([a-z0-9-]+)==[0-9.]+(post\d+)?", pin) for pin in pins(pyproject)]
+    assert all(names), pins(pyproject)
+    found = [match[1] for match in names if match]
+    assert sorted(set(found)) == sorted(found)
+
+
+def third_party_imports(folder: Path) -> set[str]:
+    """Distributions whose modules the Python files of a folder import, normalised names."""
+    modules = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                modules.add(node.module.split(".")[0])
+    ours = {"slotmatch", *(path.stem for path in folder.glob("*.py"))}
+    providers = metadata.packages_distributions()
+    return {
+        providers.get(module, [module])[0].lower().replace("_", "-")
+        for module in modules - sys.stdlib_module_names - ours
+    }
+
+
+def test_every_import_is_declared(pyproject: dict[str, Any]) -> None:
+    def names(*groups: list[str]) -> set[str]:
+        return {pin.split("==")[0] for group in groups for pin in group}
+
+    project = pyproject["project"]
+    needed, extras = project["dependencies"], project["optional-dependencies"]
+    optional = {"myst-nb"}  # `record` does without
+    assert third_party_imports(PACKAGE) - optional <= names(needed)
+    assert optional <= names(extras["book"])
+    assert third_party_imports(REPOSITORY / "tests") <= names(needed, extras["test"])
+
+
+def test_environment_holds_python_and_leaves_the_rest_to_pyproject(
+    pyproject: dict[str, Any],
+) -> None:
+    environment = read_yaml("environment.yml")
+    *conda, pip = environment["dependencies"]
+    oldest = pyproject["project"]["requires-python"].removeprefix(">=")
+    assert conda == [f"python={oldest}", "pip"]
+    (install,) = pip["pip"]
+    extras = re.fullmatch(r"-e \.\[(.*)\]", install)
+    assert extras is not None
+    assert set(extras[1].split(",")) == set(pyproject["project"]["optional-dependencies"])
+
+
+def test_python_version_is_one(pyproject: dict[str, Any]) -> None:
+    oldest = pyproject["project"]["requires-python"].removeprefix(">=")
+    assert pyproject["tool"]["mypy"]["python_version"] == oldest
+    assert pyproject["tool"]["ruff"]["target-version"] == "py" + oldest.replace(".", "")
+    jobs = read_yaml(".github/workflows/ci.yml")["jobs"].values()
+    used = {
+        step["with"]["python-version"]
+        for job in jobs
+        for step in job["steps"]
+        if "setup-python" in step.get("uses", "")
+    }
+    assert used == {oldest}
+
+
+def test_pre_commit_runs_the_pinned_tools(pyproject: dict[str, Any]) -> None:
+    (local,) = read_yaml(".pre-commit-config.yaml")["repos"]
+    tools = {hook["id"]: hook["additional_dependencies"] for hook in local["hooks"]}
+    test_pins = {
+        pin.split("==")[0]: pin for pin in pyproject["project"]["optional-dependencies"]["test"]
+    }
+    assert tools["ruff-check"] == tools["ruff-format"] == [test_pins["ruff"]]
+    assert tools["nbstripout"] == [test_pins["nbstripout"]]
+    (size,) = (hook["entry"] for hook in local["hooks"] if hook["id"] == "file-size")
+    assert size.endswith(f"--maxkb={MAX_BYTES // 1000}")
+
+
+def test_one_version_and_one_licence(pyproject: dict[str, Any]) -> None:
+    citation, project = read_yaml("CITATION.cff"), pyproject["project"]
+    assert citation["version"] == project["version"]
+    assert citation["license"] == project["license"] == "MIT"
+    assert (REPOSITORY / "LICENSE").read_text().startswith("MIT License")
+    assert f"## {project['version']}" in (REPOSITORY / "CHANGELOG.md").read_text()
+
+
+def test_one_address() -> None:
+    address = read_yaml("CITATION.cff")["repository-code"]
+    assert read_yaml("_config.yml")["repository"]["url"] == address
+    assert address in (REPOSITORY / "README.md").read_text()
+
+
+def test_the_paper_is_cited_alike() -> None:
+    paper = read_yaml("CITATION.cff")["preferred-citation"]
+    bibliography = (REPOSITORY / "book" / "references.bib").read_text()
+    readme = (REPOSITORY / "README.md").read_text()
+    for text in (bibliography.replace("{SlotMatch}", "SlotMatch"), readme):
+        assert paper["title"] in text
+        assert paper["url"] in text
+
+
+# What continuous integration does
+
+
+def test_the_workflow_runs_what_a_person_runs_and_publishes_the_book() -> None:
+    jobs = read_yaml(".github/workflows/ci.yml")["jobs"]
+    commands = {name: [step.get("run") for step in job["steps"]] for name, job in jobs.items()}
+    uses = {name: [step.get("uses", "") for step in job["steps"]] for name, job in jobs.items()}
+    assert "bash .ci/run" in commands["test"]
+    assert "make reproduce" in commands["book"]
+    (upload,) = (step for step in jobs["book"]["steps"] if "upload-pages" in step.get("uses", ""))
+    assert upload["with"]["path"] == "_build/html"
+    assert any(name.startswith("actions/deploy-pages@") for name in uses["publish"])
+    assert jobs["publish"]["permissions"] == {"pages": "write", "id-token": "write"}
+    assert jobs["book"]["needs"] == "test"
+    assert jobs["publish"]["needs"] == "book"
+    assert read_yaml(".github/workflows/ci.yml")["permissions"] == {"contents": "read"}
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    script = REPOSITORY / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert "make --no-print-directory test" in script.read_text()
+    assert "\nmake test\n" in (REPOSITORY / "README.md").read_text()
+
+
+def test_every_make_target_in_the_texts_exists() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    pages = [REPOSITORY / "README.md", *(REPOSITORY / "book").glob("*.md")]
+    text = "\n".join(page.read_text() for page in pages)
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE))
+    assert {"reproduce", "test"} <= named <= targets
+
+
+def test_every_local_link_of_the_readme_leads_somewhere() -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    local = [link for link in links if not link.startswith("https://")]
+    assert [link for link in local if not (REPOSITORY / link).exists()] == []
+
+
+@pytest.mark.slow
+def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    frames = np.random.default_rng(0).integers(0, 256, (3, 48, 64, 3), np.uint8)
+    write_overlay(frames, np.zeros((3, 48, 64), np.uint8), "my_video.mp4")
+    text = (REPOSITORY / "README.md").read_text()
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, names)
+    assert names["labels"].shape == (3, 48, 64)
+    assert (tmp_path / "my_video.slots.mp4").stat().st_size > 0
+    assert "getContext" in (tmp_path / "slots.html").read_text()
+
+
+# Setting up
+
+
+FAKE_PYTHON = """\
+#!/bin/sh
+echo "$@" >> "$LOG"
+case "$*" in
+  "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+  "-m pip "*) [ -z "$NO_INDEX" ] ;;
+esac
+"""
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Any:
+    """Runs make in a copy of the frame where python only logs its arguments; returns the log."""
+    shutil.copy(REPOSITORY / "Makefile", tmp_path)
+    shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name, text in (("python3", FAKE_PYTHON), ("chromium", "#!/bin/sh\n")):
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    log = tmp_path / "log"
+
+    def run(target: str, *, succeeds: bool = True, **variables: str) -> list[str]:
+        log.write_text("")
+        environment = {
+            **{name: text for name, text in os.environ.items() if "MAKE" not in name},
+            "PATH": f"{tools}:{os.environ['PATH']}",
+            "LOG": str(log),
+            **variables,
+        }
+        done = subprocess.run(
+            ["make", target], cwd=tmp_path, env=environment, capture_output=True, check=False
+        )
+        assert (done.returncode == 0) is succeeds, done.stderr
+        return log.read_text().splitlines()
+
+    return run
+
+
+def test_both_commands_set_up_once(make: Any, tmp_path: Path) -> None:
+    venv, install, test = make("test")
+    assert venv == "-m venv .venv"
+    assert install == "-m pip install --quiet --quiet --editable .[book,test]"
+    assert test == "-m pytest -q -m slow or not slow"
+    assert make("test") == [test]
+    assert make("reproduce") == ["-m slotmatch.report"]
+    assert make("install") == []
+    shutil.rmtree(tmp_path / ".venv")
+    assert make("reproduce") == [venv, install, "-m slotmatch.report"]
+
+
+def test_a_changed_pyproject_installs_again(make: Any, tmp_path: Path) -> None:
+    make("install")
+    stamp = tmp_path / ".venv" / ".installed"
+    later = stamp.stat().st_mtime + 10
+    os.utime(tmp_path / "pyproject.toml", (later, later))
+    (install,) = make("install")
+    assert install.startswith("-m pip install")
+
+
+def test_a_failed_installation_is_tried_again(make: Any) -> None:
+    assert len(make("test", succeeds=False, NO_INDEX="1")) == 2
+    install, test = make("test")
+    assert install.startswith("-m pip install")
+    assert test.startswith("-m pytest")
+
+
+# What is committed
+
+
+def test_the_wheel_holds_everything_the_package_reads(pyproject: dict[str, Any]) -> None:
+    patterns = pyproject["tool"]["setuptools"]["package-data"]["slotmatch"]
+    names = [
+        path.relative_to(PACKAGE).as_posix()
+        for path in committed()
+        if path.is_relative_to(PACKAGE) and path.suffix != ".py"
+    ]
+    assert "py.typed" in names
+    assert [name for name in names if not any(fnmatch(name, known) for known in patterns)] == []
+    for pattern in patterns:
+        assert any(fnmatch(name, pattern) for name in names), pattern
+
+
+def test_no_large_file() -> None:
+    sizes = {path.relative_to(REPOSITORY): path.stat().st_size for path in committed()}
+    assert {path: size for path, size in sizes.items() if size > MAX_BYTES} == {}
+
+
+def test_nothing_built_is_committed() -> None:
+    ignored = ("_build/", "runs/", ".venv/", "__pycache__/", ".writing-")
+    names = [path.relative_to(REPOSITORY).as_posix() for path in committed()]
+    assert [name for name in names if any(part in name for part in ignored)] == []
+
+
+def test_nothing_is_left_undone() -> None:
+    sources = [path for path in committed() if path.suffix in (".py", ".js")]
+    marks = re.compile(r"\b(" + "TO" + "DO|FIX" + "ME|XX" + r"X)\b|\bcoming " + r"soon\b")
+    pages = [path for path in committed() if path.suffix in (".md", ".ipynb")]
+    found = [path.name for path in sources + pages if marks.search(path.read_text())]
+    assert found == []
+
+
+def test_no_error_is_swallowed() -> None:
+    swallowed = [
+        f"{path.relative_to(REPOSITORY)}:{node.lineno}"
+        for path in committed()
+        if path.suffix == ".py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ExceptHandler)
+        and (node.type is None or all(isinstance(line, ast.Pass) for line in node.body))
+    ]
+    assert swallowed == []
+
+
+# Notebooks and pages
+
+
+def test_the_table_of_contents_names_every_page_and_no_other() -> None:
+    contents = read_yaml("_toc.yml")
+    listed = {contents["root"]}
+    listed |= {chapter["file"] for part in contents["parts"] for chapter in part["chapters"]}
+    pages = {f"book/{path.stem}" for path in (REPOSITORY / "book").glob("*.md")}
+    pages |= {f"notebooks/{path.stem}" for path in NOTEBOOKS.glob("*.ipynb")}
+    assert listed == pages
+
+
+def test_every_reference_is_cited_and_every_citation_known() -> None:
+    known = re.findall(
+        r"^@\w+\{(\w+),", (REPOSITORY / "book/references.bib").read_text(), re.MULTILINE
+    )
+    pages = [*(REPOSITORY / "book").glob("*.md"), *NOTEBOOKS.glob("*.ipynb")]
+    cited = {
+        key.strip()
+        for page in pages
+        for keys in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", page.read_text())
+        for key in keys.split(",")
+    }
+    assert cited == set(known)
+    assert len(known) == len(set(known))
+
+
+def test_notebooks_are_committed_without_traces_of_a_run() -> None:
+    for name, notebook in notebooks().items():
+        assert "papermill" not in notebook["metadata"], name
+        for cell, source in code_cells(notebook):
+            assert cell["outputs"] == [], f"{name}: {source[:60]}"
+            assert cell["execution_count"] is None, f"{name}: {source[:60]}"
+            assert "injected-parameters" not in cell["metadata"].get("tags", []), name
+
+
+def test_notebooks_take_the_same_annotated_parameters() -> None:
+    expected = [(name, field.type) for name, field in Parameters.__dataclass_fields__.items()]
+    for name, notebook in notebooks().items():
+        tagged = [
+            source
+            for cell, source in code_cells(notebook)
+            if "parameters" in cell["metadata"].get("tags", [])
+        ]
+        assert len(tagged) == 1, name
+        lines = [line for line in tagged[0].splitlines() if line.strip()]
+        types = {"str": str, "int": int}
+        declared = [
+            (statement.target.id, types[ast.unparse(statement.annotation)])
+            for statement in ast.parse(tagged[0]).body
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+        ]
+        assert declared == expected, name
+        assert all("  # " in line for line in lines), f"{name}: a parameter has no explanation"
+
+
+def test_notebooks_define_nothing() -> None:
+    definitions = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for name, notebook in notebooks().items():
+        for _, source in code_cells(notebook):
+            lines = [line for line in source.splitlines() if not line.startswith(("%", "!"))]
+            tree = ast.parse("\n".join(lines))
+            found = [node for node in ast.walk(tree) if isinstance(node, definitions)]
+            assert found == [], f"{name}: {source[:60]}"

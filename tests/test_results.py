@@ -1,0 +1,153 @@
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from slotmatch import results, stats
+
+
+@dataclass(frozen=True)
+class Config:
+    steps: int
+    size: tuple[int, int]
+
+
+def content() -> dict[str, Any]:
+    """Three models on three videos; the second video is skipped by FG-ARI."""
+    nan = math.nan
+    return {
+        "config": Config(steps=10, size=(2, 3)),
+        "seeds": [0],
+        "wall_seconds": 90.0,
+        "data": {
+            "name": "minimovi_a",
+            "version": 1,
+            "split": "test",
+            "ids": ["minimovi_a/test/00000", "minimovi_a/test/00001", "minimovi_a/test/00002"],
+        },
+        "models": {
+            "blocks": {"metrics": {"video_fg_ari": [0.1, nan, 0.1]}},
+            "student": {
+                "metrics": {"video_fg_ari": [0.5, nan, 0.9], "video_mbo": [0.25, 0.25, 0.25]},
+                "parameters": 1_250_000,
+                "ms_per_frame": 2.0,
+                "checkpoint": "0123",
+            },
+            "teacher": {
+                "metrics": {
+                    "video_fg_ari": np.array([0.8, nan, 0.8], np.float32),
+                    "video_mbo": [0.5, 0.5, 0.5],
+                    "identity_switches": [0.04, 0.04, 0.04],
+                    "f": [nan, nan, nan],
+                },
+                "parameters": np.int64(5_000_000),
+                "ms_per_frame": 5.5,
+            },
+        },
+    }
+
+
+def test_a_file_gives_back_what_was_measured(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "results.json"
+    written = results.write_results(path, content())
+    text = path.read_text()
+    assert "NaN" not in text
+    assert json.loads(text) == written
+    read = results.read_results(path)
+    assert read["config"] == {"steps": 10, "size": [2, 3]}
+    assert read["models"]["teacher"]["parameters"] == 5_000_000
+    scores = read["models"]["teacher"]["metrics"]["video_fg_ari"]
+    np.testing.assert_array_equal(scores, np.array([0.8, math.nan, 0.8], np.float32))
+    assert list(read["models"]) == ["blocks", "student", "teacher"]
+
+
+def test_a_file_says_what_the_run_depended_on(tmp_path: Path) -> None:
+    written = results.write_results(tmp_path / "results.json", content())
+    environment = written["environment"]
+    assert environment["packages"]["torch"].startswith("2.")
+    assert None not in environment["packages"].values()
+    assert environment["hardware"]["cores"] >= 1
+    assert environment["hardware"]["cpu"]
+    revision = environment["source"]
+    assert revision is None or (len(revision["revision"]) == 40 and "changed" in revision)
+
+
+@pytest.mark.parametrize("key", ["config", "seeds", "data", "models", "wall_seconds"])
+def test_a_missing_key_is_named_and_nothing_is_written(tmp_path: Path, key: str) -> None:
+    incomplete = content()
+    del incomplete[key]
+    with pytest.raises(ValueError, match=rf"lack \['{key}'\]"):
+        results.write_results(tmp_path / "results.json", incomplete)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_need_ids_and_metrics_one_value_a_video(tmp_path: Path) -> None:
+    without_ids = content()
+    del without_ids["data"]["ids"]
+    with pytest.raises(ValueError, match=r"lacks \['ids'\]"):
+        results.write_results(tmp_path / "results.json", without_ids)
+    short = content()
+    short["models"]["student"]["metrics"]["video_mbo"] = [0.25, 0.25]
+    with pytest.raises(ValueError, match="student has 2 values of video_mbo for 3 videos"):
+        results.write_results(tmp_path / "results.json", short)
+
+
+def test_a_missing_file_says_what_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="run the notebook"):
+        results.read_results(tmp_path / "results.json")
+
+
+def test_numbers_by_hand() -> None:
+    quoted = results.numbers(content())
+    assert quoted["n_videos"] == 3
+    assert quoted["wall_minutes"] == 1.5
+    # All counted videos alike, so the interval is the mean itself.
+    assert quoted["teacher_video_fg_ari"] == "80.0 [80.0, 80.0]"
+    assert quoted["teacher_video_mbo"] == "50.0 [50.0, 50.0]"
+    assert quoted["teacher_identity_switches"] == "0.04 [0.04, 0.04]"
+    assert "teacher_f" not in quoted
+    assert quoted["student_video_fg_ari_mean"] == pytest.approx(70.0)
+    interval = stats.mean_interval([0.5, 0.9])
+    text = f"70.0 [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+    assert quoted["student_video_fg_ari"] == text
+    assert quoted["teacher_parameters"] == "5.00 M"
+    assert quoted["student_parameters"] == "1.25 M"
+    assert quoted["student_fewer_parameters"] == 4.0
+    assert quoted["student_ms_per_frame"] == "2.0"
+    assert quoted["student_speedup"] == 2.75
+    assert "teacher_speedup" not in quoted
+    assert "blocks_speedup" not in quoted
+    assert all(type(value) in (str, int, float) for value in quoted.values())
+
+
+def test_one_video_has_no_interval() -> None:
+    single = content()
+    single["models"] = {"teacher": {"metrics": {"video_fg_ari": [math.nan, 0.5, math.nan]}}}
+    quoted = results.numbers(single)
+    assert quoted["teacher_video_fg_ari"] == "50.0"
+    assert quoted["teacher_video_fg_ari_mean"] == 50.0
+
+
+def test_numbers_survive_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    results.write_results(path, content())
+    assert results.numbers(results.read_results(path)) == results.numbers(content())
+
+
+def test_table_by_hand() -> None:
+    table = results.comparison_table(content())
+    assert list(table.index) == ["Teacher", "Student (SlotMatch)", "blocks"]
+    assert list(table.columns) == ["FG-ARI", "mBO", "parameters", "ms per frame"]
+    assert list(table.loc["Teacher"]) == ["80.0 [80.0, 80.0]", "50.0 [50.0, 50.0]", "5.00 M", "5.5"]
+    assert list(table.loc["blocks"]) == ["10.0 [10.0, 10.0]", "-", "-", "-"]
+
+
+def test_checksum_is_sha256(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"slots")
+    assert results.checksum(path) == hashlib.sha256(b"slots").hexdigest()

@@ -1,0 +1,349 @@
+"""A person's video through a small untrained model: every kind of input, streaming, files out."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import slotmatch
+from slotmatch.metrics import label_maps
+from slotmatch.model import ModelConfig, VideoSlotModel, save
+from slotmatch.plots import blend, slot_colors
+from slotmatch.segmentation import segment, segment_blocks, write_masks, write_overlay
+from slotmatch.video import length_and_rate, read_frames
+
+CONFIG = ModelConfig(
+    backbone="timm:test_vit",
+    image_size=64,
+    n_slots=4,
+    slot_dim=8,
+    decoder_hidden=16,
+    decoder_layers=1,
+    position_init="sincos",
+)
+HEIGHT, WIDTH = 32, 48
+
+
+@pytest.fixture(scope="module")
+def model() -> VideoSlotModel:
+    """Untrained, in double precision, with masks that differ from place to place."""
+    model = VideoSlotModel(CONFIG, pretrained=False, seed=1)
+    with torch.no_grad():
+        for layer in model.decoder.layers:
+            layer.weight.mul_(3)
+    return model.double()
+
+
+@pytest.fixture(scope="module")
+def video() -> np.ndarray:
+    """Seven smooth frames, uint8 (T,H,W,3), in which a square moves."""
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    frames = np.stack([np.stack([5 * rows, 3 * columns, 0 * rows + 90], -1)] * 7).astype(np.uint8)
+    for t, frame in enumerate(frames):
+        frame[8:20, 4 * t : 4 * t + 12] = (230, 40, 40)
+    return frames
+
+
+def write_video(path: Path, frames: np.ndarray, *, rate: int = 25, turn: int = 0) -> Path:
+    """Lossless, so that what is read is what was written."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264rgb", rate=rate, options={"qp": "0"})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "rgb24"
+        if turn:
+            stream.set_display_rotation(turn)
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def write_images(folder: Path, frames: np.ndarray, pattern: str = "frame_{}.png") -> Path:
+    folder.mkdir(exist_ok=True)
+    for number, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / pattern.format(number))
+    return folder
+
+
+def read_video(path: Path) -> np.ndarray:
+    return np.stack([frame.permute(1, 2, 0).numpy() for frame in read_frames(path)])
+
+
+# Segmenting
+
+
+def test_labels_are_those_of_the_models_masks(model: VideoSlotModel, video: np.ndarray) -> None:
+    labels = segment(video, model)
+    clip = torch.from_numpy(video).permute(0, 3, 1, 2)[None].double() / 255
+    with torch.inference_mode():
+        masks = model(clip).masks[0]
+    assert labels.shape == video.shape[:3]
+    assert labels.dtype == np.uint8
+    assert np.array_equal(labels, label_maps(masks, (HEIGHT, WIDTH)))
+    assert len(np.unique(labels)) > 1
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7])
+def test_any_chunk_gives_the_whole_video(
+    model: VideoSlotModel, video: np.ndarray, chunk: int
+) -> None:
+    assert np.array_equal(segment(video, model, chunk=chunk), segment(video, model, chunk=100))
+
+
+def test_every_kind_of_video_gives_the_same_labels(
+    model: VideoSlotModel, video: np.ndarray, tmp_path: Path
+) -> None:
+    expected = segment(video, model)
+    tensor = torch.from_numpy(video).permute(0, 3, 1, 2)
+    kinds = [
+        tensor,
+        tensor.double() / 255,
+        video[:, :, ::-1][:, :, ::-1],  # strides that torch does not take
+        write_images(tmp_path / "frames", video),
+        str(write_video(tmp_path / "video.mkv", video)),
+    ]
+    for kind in kinds:
+        assert np.array_equal(segment(kind, model), expected)
+
+
+def test_memory_does_not_grow_with_the_video(model: VideoSlotModel, video: np.ndarray) -> None:
+    """Frames are read when their block is due, and blocks arrive while the rest is unread."""
+    taken = 0
+
+    class Endless(torch.Tensor):
+        def __iter__(self) -> Iterator[torch.Tensor]:
+            nonlocal taken
+            frame = torch.from_numpy(video[0]).permute(2, 0, 1)
+            while True:
+                taken += 1
+                yield frame
+
+    endless = torch.zeros(1, 3, HEIGHT, WIDTH).as_subclass(Endless)
+    blocks = segment_blocks(endless, model, chunk=2)
+    for number in range(1, 4):
+        assert next(blocks).shape == (2, HEIGHT, WIDTH)
+        assert taken == 2 * number
+    blocks.close()
+
+
+def test_sampled_slots_follow_the_seed(video: np.ndarray) -> None:
+    sampled = VideoSlotModel(
+        ModelConfig(**{**vars(CONFIG), "initial_slots": "sampled"}), pretrained=False, seed=1
+    )
+    before = torch.get_rng_state()
+    one, same = (segment(video[:2], sampled, seed=seed) for seed in (0, 0))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(one, same)
+    assert any(not np.array_equal(one, segment(video[:2], sampled, seed=s)) for s in (1, 2, 3))
+
+
+def test_a_saved_model_serves_by_its_path(
+    model: VideoSlotModel, video: np.ndarray, tmp_path: Path
+) -> None:
+    save(model, tmp_path / "m.safetensors", include_backbone=True)
+    labels = segment(video[:2], tmp_path / "m.safetensors", device="cpu", progress=False)
+    assert np.array_equal(labels, segment(video[:2], model))
+
+
+def test_a_bar_is_shown_on_demand(
+    model: VideoSlotModel, video: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    segment(video, model, chunk=4)
+    assert capsys.readouterr().err == ""
+    segment(video, model, chunk=4, progress=True)
+    assert "7/7" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        (np.zeros((0, 8, 8, 3), np.uint8), "no frames: give at least one"),
+        (np.zeros((2, 8, 8), np.uint8), r"uint8 \(T,H,W,3\), got uint8 \(2, 8, 8\)"),
+        (np.zeros((2, 3, 8, 8), np.uint8), r"\(T,3,H,W\) go in as a tensor"),
+        (np.zeros((2, 8, 8, 3)), "got float64"),
+        (torch.zeros(2, 8, 8, 3), r"\(T,3,H,W\) of uint8 or of floats in \[0, 1\], got torch"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.int64), r"got torch\.int64"),
+        (torch.full((2, 3, 8, 8), 255.0), "frame 0 has values from 255 to 255.*divide by 255"),
+        (torch.full((2, 3, 8, 8), float("nan")), "frame 0 has values from nan to nan"),
+        (torch.zeros(2, 3, 0, 8), "frame 0 is 8 x 0 pixels"),
+    ],
+)
+def test_videos_that_are_none_are_refused(
+    model: VideoSlotModel, wrong: np.ndarray | torch.Tensor, complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        segment(wrong, model)
+
+
+def test_models_and_chunks_that_cannot_serve_are_refused(
+    model: VideoSlotModel, video: np.ndarray
+) -> None:
+    blind = VideoSlotModel(ModelConfig(None, None, 4, 8, 16, feature_shape=(9, 6)))
+    with pytest.raises(ValueError, match="no backbone, so it cannot see a video"):
+        segment(video, blind)
+    with pytest.raises(ValueError, match="whole number of frames from 1 on, got 0"):
+        segment(video, model, chunk=0)
+    with pytest.raises(FileNotFoundError, match="neither a file nor a model"):
+        segment(video, "mini-professor")
+
+
+# Reading
+
+
+def test_frames_of_a_folder_come_in_natural_order(video: np.ndarray, tmp_path: Path) -> None:
+    many = np.stack([np.full((2, 2, 3), 10 * t, np.uint8) for t in range(12)])
+    folder = write_images(tmp_path / "frames", many)
+    (folder / "notes.txt").write_text("not a frame")
+    assert [int(frame.max()) for frame in read_frames(folder)] == [10 * t for t in range(12)]
+    assert length_and_rate(folder) == (12, 12.0)
+
+
+def test_grey_and_transparent_images_become_rgb(tmp_path: Path) -> None:
+    Image.new("L", (4, 2), 7).save(tmp_path / "0.png")
+    Image.new("RGBA", (4, 2), (1, 2, 3, 4)).save(tmp_path / "1.png")
+    frames = list(read_frames(tmp_path))
+    assert [frame[:, 0, 0].tolist() for frame in frames] == [[7, 7, 7], [1, 2, 3]]
+    assert frames[0].shape == (3, 2, 4)
+
+
+def test_video_files_are_read_as_they_are_meant_to_be_seen(
+    video: np.ndarray, tmp_path: Path
+) -> None:
+    plain = write_video(tmp_path / "plain.mp4", video, rate=25)
+    assert np.array_equal(read_video(plain), video)
+    assert length_and_rate(plain) == (7, 25.0)
+    turned = write_video(tmp_path / "turned.mp4", video, turn=90)
+    assert np.array_equal(read_video(turned), np.rot90(video, axes=(1, 2)))
+
+
+def test_what_is_missing_or_damaged_says_so(
+    model: VideoSlotModel, video: np.ndarray, tmp_path: Path
+) -> None:
+    with pytest.raises(FileNotFoundError, match="no video file or folder of frames at"):
+        segment(tmp_path / "nothing.mp4", model)
+    with pytest.raises(FileNotFoundError, match=r"holds no frames: no file ends in \.png"):
+        segment(tmp_path, model)
+    cut = write_video(tmp_path / "cut.mp4", video)
+    cut.write_bytes(cut.read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"cut\.mp4 is damaged, cut short or no video"):
+        segment(cut, model)
+    (tmp_path / "text.mp4").write_text("not a video")
+    with pytest.raises(ValueError, match=r"text\.mp4 is damaged, cut short or no video"):
+        segment(tmp_path / "text.mp4", model)
+
+
+def test_damaged_and_unequal_images_say_which(video: np.ndarray, tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "frames", video)
+    Image.new("RGB", (5, 4)).save(folder / "frame_3.png")
+    with pytest.raises(ValueError, match="frame 3 is 5 x 4 pixels and the first 48 x 32"):
+        list(read_frames(folder))
+    (folder / "frame_2.png").write_bytes((folder / "frame_1.png").read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"frame_2\.png is damaged or no image"):
+        list(read_frames(folder))
+
+
+# Writing
+
+
+@pytest.fixture
+def labels() -> np.ndarray:
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    return np.stack([(rows // 8 + columns // (8 + t)) % 5 for t in range(7)]).astype(np.uint8)
+
+
+def test_masks_come_back_from_an_archive(labels: np.ndarray, tmp_path: Path) -> None:
+    path = write_masks(labels, tmp_path / "deep" / "masks.npz")
+    assert np.array_equal(np.load(path)["labels"], labels)
+    with pytest.raises(ValueError, match="no label maps"):
+        write_masks([], tmp_path / "none.npz")
+    assert not (tmp_path / "none.npz").exists()
+
+
+def test_masks_come_back_from_palette_images(labels: np.ndarray, tmp_path: Path) -> None:
+    folder = write_masks((frame for frame in labels), tmp_path / "masks")
+    files = sorted(folder.iterdir())
+    assert [file.name for file in files] == [f"{t:05d}.png" for t in range(7)]
+    images = [Image.open(file) for file in files]
+    assert np.array_equal(np.stack([np.array(image) for image in images]), labels)
+    colors = np.array(images[0].convert("RGB")) / 255
+    assert np.allclose(colors, slot_colors(5)[labels[0]], atol=0.5 / 255)
+
+
+def test_masks_do_not_overwrite_a_folder_nor_leave_half_of_one(
+    labels: np.ndarray, tmp_path: Path
+) -> None:
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "precious.txt").write_text("keep")
+    with pytest.raises(FileExistsError, match="new or an empty folder"):
+        write_masks(labels, taken)
+    assert [file.name for file in taken.iterdir()] == ["precious.txt"]
+    with pytest.raises(ValueError, match=r"frame 1 has 300 to 300: write a \.npz"):
+        write_masks([labels[0], np.full((2, 2), 300)], tmp_path / "half")
+    with pytest.raises(ValueError, match=r"integers \(H,W\), got float64 \(2, 2\)"):
+        write_masks([np.zeros((2, 2))], tmp_path / "half")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["taken"]
+
+
+def test_overlay_shows_each_slot_in_its_colour(
+    video: np.ndarray, labels: np.ndarray, tmp_path: Path
+) -> None:
+    path = write_overlay(video, labels, tmp_path / "overlay.mp4", opacity=0.6)
+    assert length_and_rate(path) == (7, 12.0)
+    seen = read_video(path).astype(int)
+    painted = np.stack(
+        [blend(frame, owner, opacity=0.6) for frame, owner in zip(video, labels, strict=True)]
+    )
+    # The format halves the resolution of colour, so compare away from the outlines, on average.
+    assert np.abs(seen - painted).mean() < 12
+    assert np.abs(seen - video).mean() > 30
+
+
+def test_overlay_keeps_the_files_rate_and_pads_odd_sizes(
+    video: np.ndarray, labels: np.ndarray, tmp_path: Path
+) -> None:
+    source = write_video(tmp_path / "video.mkv", video, rate=25)
+    assert length_and_rate(write_overlay(source, labels, tmp_path / "o.mp4"))[1] == 25
+    slow = write_overlay(source, labels, tmp_path / "o.mp4", fps=7.5)
+    assert length_and_rate(slow) == (7, 7.5)
+    odd = write_overlay(video[:, :-1, :-1], labels[:, :-1, :-1], tmp_path / "odd.mp4")
+    assert read_video(odd).shape == video.shape
+
+
+def test_overlay_refuses_what_does_not_fit_and_leaves_nothing(
+    video: np.ndarray, labels: np.ndarray, tmp_path: Path
+) -> None:
+    path = tmp_path / "overlay.mp4"
+    with pytest.raises(ValueError, match="the label maps end after 5 frames, the other goes on"):
+        write_overlay(video, labels[:5], path)
+    with pytest.raises(ValueError, match="the video ends after 3 frames, the other goes on"):
+        write_overlay(video[:3], labels, path)
+    with pytest.raises(ValueError, match="to fit the frames"):
+        write_overlay(video, labels[:, 1:], path)
+    with pytest.raises(ValueError, match="fps must be positive, got 0"):
+        write_overlay(video, labels, path, fps=0)
+    with pytest.raises(ValueError, match=r"'overlay\.txt' names no video format"):
+        write_overlay(video, labels, path.with_suffix(".txt"))
+    with pytest.raises(ValueError, match="no frames"):
+        write_overlay(video[:0], labels[:0], path)
+    assert not any(tmp_path.iterdir())
+
+
+# The package's front door
+
+
+def test_importing_the_package_is_light_and_segment_is_there() -> None:
+    code = (
+        "import sys, slotmatch; assert 'torch' not in sys.modules; "
+        "assert 'segment' in dir(slotmatch); assert slotmatch.__version__[0].isdigit()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert slotmatch.segment is segment
+    with pytest.raises(AttributeError, match="no attribute 'segmant'"):
+        slotmatch.segmant  # noqa: B018

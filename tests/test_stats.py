@@ -1,0 +1,126 @@
+import math
+
+import numpy as np
+import pytest
+from scipy import stats as reference
+
+from slotmatch.stats import Interval, equivalence, mean_interval, paired_difference
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.random.default_rng(1).beta(5, 2, 100),
+        np.random.default_rng(2).random(9) ** 4,
+        np.array([0.0, 0.0, 0.0, 0.0, 1.0]),
+    ],
+    ids=["100 videos", "few and skewed", "few and coarse"],
+)
+@pytest.mark.parametrize("confidence", [0.95, 0.8])
+def test_interval_is_the_bca_bootstrap(values, confidence):
+    expected = reference.bootstrap(
+        (values,),
+        np.mean,
+        confidence_level=confidence,
+        n_resamples=2000,
+        method="BCa",
+        rng=np.random.default_rng(3),
+    ).confidence_interval
+    got = mean_interval(values, confidence=confidence, n_resamples=2000, seed=3)
+    assert (got.low, got.high) == pytest.approx((expected.low, expected.high))
+    assert got.mean == pytest.approx(values.mean())
+
+
+def test_interval_covers_the_true_mean_as_often_as_it_says():
+    samples = np.random.default_rng(4).normal(0.7, 0.1, (300, 30))
+    intervals = [mean_interval(sample, confidence=0.9, n_resamples=999) for sample in samples]
+    covered = np.mean([interval.low <= 0.7 <= interval.high for interval in intervals])
+    assert covered == pytest.approx(0.9, abs=0.05)
+
+
+def test_interval_moves_and_stretches_with_the_values():
+    values = np.random.default_rng(5).random(20)
+    plain, moved = mean_interval(values), mean_interval(3 - 100 * values)
+    assert moved.mean == pytest.approx(3 - 100 * plain.mean)
+    # The draws stay the same, so reflection swaps the ends exactly.
+    assert (moved.low, moved.high) == pytest.approx((3 - 100 * plain.high, 3 - 100 * plain.low))
+
+
+def test_equal_seeds_give_equal_intervals_whatever_happened_before():
+    values = np.random.default_rng(6).random(12)
+    first = mean_interval(values)
+    mean_interval(values[:5], seed=9)
+    assert mean_interval(list(values)) == first
+    assert mean_interval(values, seed=1) != first
+
+
+def test_values_without_spread():
+    assert mean_interval([0.1] * 7) == Interval(0.1, 0.1, 0.1)
+    single = mean_interval([0.4])
+    assert single.mean == 0.4
+    assert math.isnan(single.low)
+    assert math.isnan(single.high)
+
+
+def test_paired_difference_is_free_of_what_the_videos_share():
+    rng = np.random.default_rng(7)
+    difficulty = rng.normal(0.6, 0.2, 40)
+    better = difficulty + 0.03 + rng.normal(0, 0.01, 40)
+    difference = paired_difference(better, difficulty)
+    assert difference == mean_interval(better - difficulty)
+    assert 0.02 < difference.low < difference.mean < difference.high < 0.04
+    assert mean_interval(better).low < mean_interval(difficulty).high  # hidden when unpaired
+    reverse = paired_difference(difficulty, better)
+    assert (reverse.low, reverse.high) == pytest.approx((-difference.high, -difference.low))
+
+
+@pytest.mark.parametrize("margin", [0.01, 0.03, 0.06])
+def test_equivalence_is_two_one_sided_t_tests(margin):
+    rng = np.random.default_rng(8)
+    a, b = rng.normal(0.62, 0.05, 40), rng.normal(0.6, 0.05, 40)
+    result = equivalence(a, b, margin, alpha=0.1)
+    above = reference.ttest_1samp(a - b, -margin, alternative="greater").pvalue
+    below = reference.ttest_1samp(a - b, margin, alternative="less").pvalue
+    ends = reference.ttest_rel(a, b).confidence_interval(0.8)
+    assert result.p_value == pytest.approx(max(above, below))
+    assert (result.difference.low, result.difference.high) == pytest.approx((ends.low, ends.high))
+    assert result.difference.mean == pytest.approx(a.mean() - b.mean())
+    inside = -margin < result.difference.low and result.difference.high < margin
+    assert result.equivalent == inside == (result.p_value < 0.1)
+    assert equivalence(b, a, margin, alpha=0.1).p_value == pytest.approx(result.p_value)
+
+
+def test_no_evidence_of_a_difference_is_no_evidence_of_equality():
+    a, b = np.array([0.2, 0.9, 0.4]), np.array([0.7, 0.3, 0.5])
+    difference = paired_difference(a, b)
+    assert difference.low < 0 < difference.high
+    assert not equivalence(a, b, 0.05).equivalent
+
+
+def test_equivalence_of_models_that_always_differ_alike():
+    scores = np.array([0.25, 0.5, 0.75])
+    same, apart = equivalence(scores, scores, 0.01), equivalence(scores + 0.25, scores, 0.25)
+    assert (same.equivalent, same.p_value, same.difference) == (True, 0, Interval(0, 0, 0))
+    assert (apart.equivalent, apart.p_value) == (False, 1)
+    assert equivalence(scores - 0.25, scores, 0.3).equivalent
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: mean_interval([]), r"one number per video.*\(0,\)"),
+        (lambda: mean_interval([[0.1, 0.2]]), r"got shape \(1, 2\)"),
+        (lambda: mean_interval([0.1, math.nan]), "1 of 2 values are nan: drop skipped videos"),
+        (lambda: mean_interval([0.1, math.inf]), "1 of 2 values are infinite"),
+        (lambda: mean_interval([0.1, 0.2], confidence=95), "between 0 and 1, got 95"),
+        (lambda: mean_interval([0.1, 0.2], n_resamples=0), "at least 1, got 0"),
+        (lambda: paired_difference([0.1, 0.2], [0.1]), "a has 2 values and b 1"),
+        (lambda: paired_difference([0.1], [math.nan]), "1 of 1 b are nan"),
+        (lambda: equivalence([0.1], [0.2], 0.1), "at least 2 videos, got 1"),
+        (lambda: equivalence([0.1, 0.2], [0.2, 0.2], 0), "margin must be above 0, got 0"),
+        (lambda: equivalence([0.1, 0.2], [0.2, 0.2], 0.1, alpha=0.5), "got 0.5"),
+    ],
+)
+def test_errors_name_the_value_and_the_fix(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
