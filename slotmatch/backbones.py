@@ -356,9 +356,7 @@ class TimmBackbone(Backbone):
         return rearrange(last, "n f h w -> n (h w) f")
 
 
-def stage_maps(
-    network: Any, images: Tensor, stages: Sequence[int], grid: int
-) -> dict[int, Tensor]:
+def stage_maps(network: Any, images: Tensor, stages: Sequence[int], grid: int) -> dict[int, Tensor]:
     """Stages of an EfficientNet-Lite, averaged down to one vector a patch: ``n c grid grid``.
 
     ``images`` is RGB in [0, 1].
@@ -531,7 +529,10 @@ def _build_embedded(what: BackboneSpec, image_size: int, pretrained: bool) -> Em
     assert what.recipe is not None
     path = constants_path(what.recipe)
     if not path.is_file():
-        raise RuntimeError(f"{path.name} is missing from {path.parent}: install the package again")
+        raise RuntimeError(
+            f"{path.name} is missing from {path.parent}: the constants of {', '.join(RECIPES)} "
+            "come with the package (install it again), those of other recipes by fit_constants"
+        )
     return EmbeddedBackbone(
         what,
         _lite_network(what.recipe, [stage for stage, _ in what.recipe.stages], pretrained),

@@ -83,6 +83,7 @@ class TrainConfig:
     clip_length: int = 4  # frames
     learning_rate: float = 4e-4  # the largest
     warmup_steps: int = 2500
+    decay: float = 0.5  # share of the learning rate that is left at the end
     grad_clip: float | None = 0.05  # largest norm of the gradient; None: any
     reconstruction_weight: float = 1.0
     contrast_weight: float = 0.5  # alpha
@@ -130,7 +131,7 @@ class TrainConfig:
                 lambda value: _is_number(value) and 0 <= value <= 1,
             ),
             (
-                ("patch_fraction",),
+                ("patch_fraction", "decay"),
                 "a number above 0, up to 1",
                 lambda value: _is_number(value) and 0 < value <= 1,
             ),
@@ -163,15 +164,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def learning_rate_factor(step: int, *, warmup_steps: int, steps: int) -> float:
-    """Multiplier of the learning rate in a step, counted from 0: linearly up to 1, then it halves.
+def learning_rate_factor(step: int, *, warmup_steps: int, steps: int, decay: float = 0.5) -> float:
+    """Multiplier of the learning rate in a step, counted from 0: linearly up to 1, then down.
 
-    With w warm-up steps of s in all: step / w, then 0.5 ** ((step - w) / (s - w)) (SlotContrast).
-    So a warm-up's step 0 changes nothing.
+    With w warm-up steps of s in all: step / w, then decay ** ((step - w) / (s - w)). SlotContrast
+    only halves it. A warm-up's step 0 changes nothing.
     """
     if step < warmup_steps:
         return step / warmup_steps
-    return 0.5 ** ((step - warmup_steps) / (steps - warmup_steps))
+    return decay ** ((step - warmup_steps) / (steps - warmup_steps))
 
 
 def term_weights(config: TrainConfig, step: int) -> dict[str, float]:
@@ -257,14 +258,14 @@ def train(
     with bar:
         for step in range(done, config.steps):
             try:
-                row, output_of_step = trainer.update(step)
+                row, slots, attention = trainer.update(step)
             except FloatingPointError as error:
                 raise RuntimeError(f"{error}; {_last_good(checkpoint)}") from error
             done = step + 1
             last = done == config.steps
             validated = last or done % config.validate_every == 0
             if validated or done == 1 or done % config.log_every == 0:
-                row |= _collapse(output_of_step)
+                row |= _collapse(slots, attention)
                 if validated and may_warn and step >= config.warmup_steps:
                     may_warn = not _warn_of_collapse(done, row)
                 if validated and validate is not None and is_first:
@@ -311,8 +312,8 @@ class _Trainer:
         self.share = slice(rank * share, (rank + 1) * share)
         self.identity = json.dumps(self._identity())
 
-    def update(self, step: int) -> tuple[dict[str, float], SlotOutput]:
-        """One optimiser step: its row of the log, and what the model said.
+    def update(self, step: int) -> tuple[dict[str, float], Tensor, Tensor]:
+        """One optimiser step: its row of the log, its slots (B,T,K,D) and attention (B,T,K,P).
 
         Raises:
             FloatingPointError: a number is not finite; nothing was changed.
@@ -325,13 +326,13 @@ class _Trainer:
         patches = None if chance.patches is None else chance.patches.to(device)
         weights = term_weights(config, step)
         rate = config.learning_rate * learning_rate_factor(
-            step, warmup_steps=config.warmup_steps, steps=config.steps
+            step, warmup_steps=config.warmup_steps, steps=config.steps, decay=config.decay
         )
         for group in self.optimiser.param_groups:
             group["lr"] = rate
 
         try:
-            loss, terms, output = self.wrapped(batch, patches, seed, wanted, weights)
+            loss, terms, slots, attention = self.wrapped(batch, patches, seed, wanted, weights)
         except ValueError as error:  # shapes were checked: only numbers can be wrong by now
             raise FloatingPointError(f"step {step + 1} is not finite: {error}") from error
         self.accelerator.backward(loss)
@@ -344,7 +345,7 @@ class _Trainer:
         self._require_finite(row, terms)
         self.optimiser.step()
         self.optimiser.zero_grad()
-        return row, output
+        return row, slots, attention
 
     def save(self, path: Path, step: int, rows: list[dict[str, float]]) -> None:
         """Write all but the frozen backbones; ``torch.load`` reads it with ``weights_only``."""
@@ -450,8 +451,8 @@ class _Objective(nn.Module):
         seed: int,
         teacher_slots: Tensor | None,
         weights: Mapping[str, float],
-    ) -> tuple[Tensor, dict[str, Tensor], SlotOutput]:
-        """The loss, its terms (only those with a weight) and the model's output.
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
+        """The loss, its terms (only those with a weight), the slots and the attention.
 
         ``clip`` is (B,T,P,F) features or (B,T,3,H,W) frames.
         """
@@ -467,7 +468,8 @@ class _Objective(nn.Module):
             terms = self._terms(_full(features), output, reconstructed, patches, teacher_slots)
             terms = {name: term for name, term in terms.items() if weights[name]}
             loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-        return loss, terms, output
+        # Detached, since processes wait for the gradient of all that a returned tensor depends on.
+        return loss, terms, output.slots.detach(), output.attention.detach()
 
     def _terms(
         self,
@@ -698,12 +700,12 @@ def _last_good(path: Path) -> str:
 
 
 @torch.no_grad()
-def _collapse(output: SlotOutput) -> dict[str, float]:
-    unit = F.normalize(_full(output.slots), dim=-1)
+def _collapse(slots: Tensor, attention: Tensor) -> dict[str, float]:
+    unit = F.normalize(_full(slots), dim=-1)
     n_slots = unit.shape[-2]
     pairs = max(n_slots * (n_slots - 1), 1)
     cosine = (unit.sum(-2).square().sum(-1).mean() - n_slots) / pairs
-    entropy = mask_entropy(_full(output.attention))
+    entropy = mask_entropy(_full(attention))
     return {"slot_cosine": float(cosine), "attention_entropy": entropy}
 
 

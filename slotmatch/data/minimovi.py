@@ -103,9 +103,7 @@ class MiniMovi(Sequence[Clip]):
         n_workers: int | None = None,
     ) -> None:
         self.name, self.split = name, split
-        self.folder = (
-            Path(root or paths.data_dir()) / "minimovi" / f"v{VERSION}" / name / split
-        )
+        self.folder = Path(root or paths.data_dir()) / "minimovi" / f"v{VERSION}" / name / split
         self.ids = tuple(f"{name}/{split}/{i:05d}" for i in range(n_videos or SIZES[split]))
         missing = [i for i in range(len(self.ids)) if not self.path(i).is_file()]
         if missing:
@@ -148,9 +146,7 @@ class MiniMovi(Sequence[Clip]):
                 min(n_workers, len(indices)), get_context("spawn"), initializer=_quiet
             ) as pool,
         ):
-            jobs = [
-                pool.submit(_write, self.name, self.split, i, self.path(i)) for i in indices
-            ]
+            jobs = [pool.submit(_write, self.name, self.split, i, self.path(i)) for i in indices]
             for job in as_completed(jobs):
                 job.result()
                 bar.update()

@@ -5,6 +5,7 @@ the plane z = 0. Gravity is weak so that objects move a few pixels between frame
 """
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +26,8 @@ FIELD_OF_VIEW = 30.0  # degrees
 NEAR, FAR = 0.01, 60.0
 PIXELS_PER_RADIAN = SIZE / 2 / np.tan(np.radians(FIELD_OF_VIEW / 2))
 SMALLEST_ASPECT = 0.35  # thinner shapes fall between the patches
-PHOTOGRAPHS = {  # file of pybullet_data -> the part of it that is a picture: left, top, right, bottom
+# File of pybullet_data -> the part of it that is a picture: left, top, right, bottom.
+PHOTOGRAPHS = {
     "table/table.png": (0.0, 0.0, 1.0, 1.0),
     "tray/tray.jpg": (0.2, 0.15, 0.85, 1.0),
     "roboschool/models_outdoor/stadium/stadium_grass.jpg": (0.0, 0.0, 1.0, 1.0),
@@ -82,7 +84,7 @@ class Shape:
     vertices: np.ndarray  # float (V, 3)
     faces: np.ndarray  # int (F, 3)
     normals: np.ndarray  # float (V, 3)
-    collision: dict[str, object] = field(default_factory=dict)
+    collision: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def radius(self) -> float:
@@ -179,9 +181,7 @@ class _Scene:
 
     def _picture(self, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
         side = SIZE * SUPERSAMPLING
-        view = self.bullet.computeViewMatrix(
-            camera.eye.tolist(), camera.target.tolist(), [0, 0, 1]
-        )
+        view = self.bullet.computeViewMatrix(camera.eye.tolist(), camera.target.tolist(), [0, 0, 1])
         projection = self.bullet.computeProjectionMatrixFOV(FIELD_OF_VIEW, 1, NEAR, FAR)
         _, _, rgba, _, body = self.bullet.getCameraImage(
             side,
@@ -207,7 +207,8 @@ class _Scene:
         x, y = (a.ravel() for a in np.meshgrid(line, line + 2))
         corner = np.arange((cells + 1) ** 2).reshape(cells + 1, cells + 1)
         a, b, c, d = (
-            corner[i : cells + i, j : cells + j].ravel() for i, j in ((0, 0), (0, 1), (1, 1), (1, 0))
+            corner[i : cells + i, j : cells + j].ravel()
+            for i, j in ((0, 0), (0, 1), (1, 1), (1, 0))
         )
         tile, angle = self.rng.uniform(4, 8), self.rng.uniform(0, 2 * np.pi)
         u = (np.cos(angle) * x - np.sin(angle) * y) / tile + 50
@@ -253,7 +254,9 @@ class _Scene:
     def _add_objects(self) -> list[int]:
         rng, recipe = self.rng, self.recipe
         n = int(rng.integers(recipe.n_objects[0], recipe.n_objects[1] + 1))
-        n_tossed = n if recipe.n_tossed is None else int(rng.integers(*recipe.n_tossed, endpoint=True))
+        n_tossed = (
+            n if recipe.n_tossed is None else int(rng.integers(*recipe.n_tossed, endpoint=True))
+        )
         colors = _draw_colors(n, rng)
         textured = rng.permutation(n) < n / 2 if recipe.meshes else np.zeros(n, bool)
         share = rng.uniform(*recipe.coverage) / n * rng.uniform(0.7, 1.3, n)
@@ -289,13 +292,13 @@ class _Scene:
         self, radius: float, placed: list[tuple[np.ndarray, float]], lift: float
     ) -> tuple[np.ndarray, float]:
         """A place in view and the gap around it, negative if the best of many tries overlaps."""
-        best, best_room = np.zeros(3), -np.inf
+        best, best_room = np.zeros(3), -float("inf")
         for _ in range(200):
             x, y = self.rng.uniform(-0.9, 0.9, 2)
             position = self.cameras[len(self.cameras) // 2].point(x, y, radius + lift)
             rooms = [np.linalg.norm((position - p)[:2]) - r for p, r in placed]
             rooms += [(position - p) @ normal for p, normal in self.walls]
-            room = min(rooms) - radius
+            room = float(min(rooms)) - radius
             if room > best_room:
                 best, best_room = position, room
             if room > 0.05:
@@ -482,7 +485,8 @@ def _draw_shape(meshes: bool, rng: np.random.Generator) -> Shape:
 
 def _box(half: np.ndarray) -> Shape:
     corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)], float)
-    vertices, normals, faces = [], [], []
+    vertices, normals = [], []
+    faces: list[tuple[int, int, int]] = []
     for axis in range(3):
         for sign in (1.0, -1.0):
             square = np.insert(corners[:: int(sign)], axis, sign, axis=1)
@@ -496,13 +500,16 @@ def _box(half: np.ndarray) -> Shape:
     return Shape(np.concatenate(vertices), np.array(faces), np.concatenate(normals), collision)
 
 
-def _revolved(radius: np.ndarray, z: np.ndarray, normals: np.ndarray) -> tuple[np.ndarray, ...]:
+def _revolved(
+    radius: np.ndarray, z: np.ndarray, normals: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Surface of a profile (radius, z) turned about the z axis: vertices, faces, normals."""
     sectors = 28
     angle = np.linspace(0, 2 * np.pi, sectors + 1)
     ring = np.stack([np.cos(angle), np.sin(angle)], -1)
     vertices = np.concatenate(
-        [radius[:, None, None] * ring, np.broadcast_to(z[:, None, None], (len(z), len(ring), 1))], -1
+        [radius[:, None, None] * ring, np.broadcast_to(z[:, None, None], (len(z), len(ring), 1))],
+        -1,
     )
     normal = np.concatenate(
         [
@@ -512,7 +519,9 @@ def _revolved(radius: np.ndarray, z: np.ndarray, normals: np.ndarray) -> tuple[n
         -1,
     )
     index = np.arange(len(z) * len(ring)).reshape(len(z), len(ring))
-    a, b, c, d = (x.ravel() for x in (index[:-1, :-1], index[:-1, 1:], index[1:, 1:], index[1:, :-1]))
+    a, b, c, d = (
+        x.ravel() for x in (index[:-1, :-1], index[:-1, 1:], index[1:, 1:], index[1:, :-1])
+    )
     faces = np.stack([a, b, c, a, c, d], 1).reshape(-1, 3)
     return vertices.reshape(-1, 3), faces, normal.reshape(-1, 3)
 
