@@ -71,6 +71,17 @@ MINI_TEACHER = TrainConfig(
 )
 """Differs from SlotContrast where the toy needs it; the teacher's page has what was tried."""
 
+MINI_TEACHER_LONGER_CLIPS = replace(
+    MINI_TEACHER,
+    steps=2000,
+    batch_size=6,
+    clip_length=12,
+    learning_rate=7e-4,
+    attention_weight=0.0,
+    attention_until=0.0,
+)
+"""A second stage of the teacher that comes with the package: slots learn to last."""
+
 MINI_STUDENT = replace(MINI_TEACHER, steps=1500, match_weight=1.0)
 MINI_TEACHER_DATA = ("minimovi_a", "minimovi_c")
 """What the teacher that comes with the package was trained on, half and half."""
@@ -202,15 +213,21 @@ def train_mini_teacher(output: Path, *, progress: bool | None = None) -> pd.Data
         )
         for part in parts
     }
-    teacher = VideoSlotModel(config, seed=parts[0].teacher.seed)
-    log = train(
-        teacher,
-        np.concatenate(features),
-        parts[0].teacher,
-        output=output,
-        validate=lambda model: _joined({name: score(model) for name, score in scorers.items()}),
-        progress=progress,
-    )
+    teacher = VideoSlotModel(config, seed=MINI_TEACHER.seed)
+    stages = {"first": MINI_TEACHER, "longer_clips": MINI_TEACHER_LONGER_CLIPS}
+    logs = [
+        train(
+            teacher,
+            np.concatenate(features),
+            training,
+            output=output / stage,
+            validate=lambda model: _joined({name: score(model) for name, score in scorers.items()}),
+            progress=progress,
+        )
+        for stage, training in stages.items()
+    ]
+    logs[1]["step"] += MINI_TEACHER.steps
+    log = pd.concat(logs)
     save(teacher, output / "mini-teacher.safetensors")
     with paths.atomic(output / "log.csv") as temporary:
         log.to_csv(temporary, index=False)

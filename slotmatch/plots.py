@@ -113,6 +113,7 @@ def align_truth(truth: np.ndarray, labels: np.ndarray) -> np.ndarray:
         )
     if min(truth.min(initial=0), labels.min(initial=0)) < 0:
         raise ValueError("truth and labels must be 0 or more")
+    labels = labels.astype(np.int64)  # small unsigned types overflow in what follows
     objects, index = np.unique(truth, return_inverse=True)
     n_slots = int(labels.max(initial=-1)) + 1
     counts = np.bincount(

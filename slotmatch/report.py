@@ -28,13 +28,20 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 
 from slotmatch import paths
-from slotmatch.results import comparison_table, numbers, read_results, write_results
+from slotmatch.results import (
+    checksum,
+    comparison_table,
+    numbers,
+    read_results,
+    write_results,
+)
 
 __all__ = [
     "PRESETS",
     "Parameters",
     "build_book",
     "check_parameters",
+    "checksum",
     "comparison_table",
     "numbers",
     "read_results",

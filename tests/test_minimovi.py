@@ -209,7 +209,9 @@ def test_ids_are_right_under_occlusion(scenes):
 def test_objects_are_large_and_stay_in_view(name, scenes):
     for _, labels in scenes[name]:
         pixels = (labels[..., None] == np.arange(1, labels.max() + 1)).sum((1, 2))
-        assert (pixels >= 20).mean(0).min() > 0.7
+        # A small object may rest behind a large one for most of a video, but not all of them.
+        assert (pixels >= 20).mean() > 0.85
+        assert (pixels >= 20).any(0).all()
         assert (pixels[-1] >= 20).mean() > 0.8
         assert np.median(pixels) > 150
         assert 0.15 < (labels > 0).mean() < 0.5

@@ -61,7 +61,9 @@ def test_objects_take_the_slots_that_cover_them_best():
     truth = np.array([[0, 0, 5, 5, 5, 9]])
     slots = np.array([[1, 1, 0, 0, 1, 3]])
     # Object 5 overlaps slot 0 by 2 of 3 pixels and slot 1 by 1 of 5; object 9 is slot 3.
-    np.testing.assert_array_equal(plots.align_truth(truth, slots), [[-1, -1, 0, 0, 0, 3]])
+    for kind in (np.int64, np.uint8):
+        named = plots.align_truth(truth.astype(kind), slots.astype(kind))
+        np.testing.assert_array_equal(named, [[-1, -1, 0, 0, 0, 3]])
 
 
 def test_pairing_is_the_best_in_total_and_one_to_one():
