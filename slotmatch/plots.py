@@ -78,8 +78,14 @@ def style() -> Iterator[None]:
         "savefig.facecolor": "white",
         "lines.linewidth": 1.8,
     }
-    with mpl.rc_context(settings):
+    # Not rc_context: it would also take back what the first figure of a notebook sets up, its
+    # backend's interactive mode, and no later figure would show.
+    before = {name: mpl.rcParams[name] for name in settings}
+    mpl.rcParams.update(settings)
+    try:
         yield
+    finally:
+        mpl.rcParams.update(before)
 
 
 def slot_colors(n: int) -> np.ndarray:
