@@ -1,6 +1,7 @@
 """The committed notebooks as a user runs them: through papermill, from a shell."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,12 +31,10 @@ def test_there_are_three() -> None:
 def test_help_explains_every_parameter(name: str, tmp_path: Path) -> None:
     told = papermill("--help-notebook", str(NOTEBOOKS / f"{name}.ipynb"), cwd=tmp_path).stdout
     for parameter, field in Parameters.__dataclass_fields__.items():
-        kind = {"str": "str", "int": "int"}[getattr(field.type, "__name__", field.type)]
-        (line,) = (
-            n for n, text in enumerate(told.splitlines()) if f"  {parameter}: {kind}" in text
-        )
-        explanation = told.splitlines()[line + 1].strip()
-        assert len(explanation) > 10, f"{parameter}: {explanation}"
+        kind = getattr(field.type, "__name__", field.type)
+        found = re.search(rf"  {parameter}: {kind} \(default .*?\)\s+(\S.*)", told)
+        assert found, f"{parameter} has no explanation in:\n{told}"
+        assert len(found[1]) > 10
 
 
 @pytest.mark.slow
