@@ -57,6 +57,7 @@ __all__ = [
 PRESETS = ("smoke", "mini", "paper")
 MAIN_JOB = "03_distill"
 RESULTS_FILE = "results.json"
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,9 @@ def run_notebook(source: Path, executed: Path, parameters: Mapping[str, Any]) ->
     """Execute ``source`` into ``executed`` unless that is up to date; True if it ran.
 
     The working directory is the folder of ``executed``, so a relative ``output`` starts there. What
-    papermill notes about paths and times is dropped: the same run gives the same file. If a cell
-    fails, the notebook up to there stays beside ``executed`` with the suffix ``.failed.ipynb``.
+    papermill notes about paths and times is dropped: the same run gives the same file. So are
+    widgets, all of them progress bars: a page would fetch scripts from elsewhere to draw them.
+    If a cell fails, the notebook up to there stays beside ``executed`` as ``.failed.ipynb``.
 
     Raises:
         ValueError: a parameter is unknown.
@@ -169,7 +171,10 @@ def run_notebook(source: Path, executed: Path, parameters: Mapping[str, Any]) ->
     notebook = nbformat.read(running, as_version=4)
     notebook.metadata.pop("papermill", None)
     notebook.metadata["slotmatch"] = {"key": key}
+    notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not _is_widget(output)]
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
         if "injected-parameters" in cell.metadata.get("tags", ()):
@@ -313,6 +318,10 @@ def _key(files: Iterable[Path], rest: Any, *, base: Path) -> str:
         digest.update(f"\n{path.relative_to(base)}\n".encode())
         digest.update(sha256(path.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def _is_widget(output: Mapping[str, Any]) -> bool:
+    return WIDGET in output.get("data", {})
 
 
 def _outcome(ran: bool, started: float) -> str:

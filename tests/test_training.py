@@ -526,4 +526,10 @@ def test_two_processes_train_as_one(tmp_path):
     subprocess.run(command, check=True, env=environment, timeout=900)
     one, two = final_weights(tmp_path / "one"), final_weights(tmp_path / "two")
     for name, weight in one.items():
-        torch.testing.assert_close(two[name], weight, rtol=1e-4, atol=1e-5, msg=name)
+        other = two[name]
+        if name == "model.predictor.to_qkv.bias":
+            # A softmax does not see a shift of all keys: their bias has a gradient of rounding
+            # errors alone, which Adam scales up to full steps.
+            (q, _, v), (q_other, _, v_other) = weight.chunk(3), other.chunk(3)
+            weight, other = torch.cat([q, v]), torch.cat([q_other, v_other])
+        torch.testing.assert_close(other, weight, rtol=1e-4, atol=1e-5, msg=name)
