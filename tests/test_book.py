@@ -156,7 +156,7 @@ def test_a_second_run_does_no_work(book: SmokeBook) -> None:
 def browser_page(book: SmokeBook) -> Iterator[tuple[Page, list[str]]]:
     """A Chromium page and the list of the addresses outside the disk that it asked for."""
     if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
+        pytest.fail("there is no Chromium: apt-get install chromium")
     asked: list[str] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
