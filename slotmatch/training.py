@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ from slotmatch.model import SlotOutput, VideoSlotModel
 
 __all__ = [
     "CHECKPOINT",
+    "INHERITABLE",
     "LOG_COLUMNS",
     "PRECISIONS",
     "TrainConfig",
@@ -60,6 +62,15 @@ LOG_COLUMNS = (
     "seconds",
 )
 """Columns of every log; those of the validation follow."""
+INHERITABLE: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "initial_slots": ("initial_slots", "n_slots", "slot_dim"),
+        "slot_attention": ("slot_dim", "gru_state"),
+        "predictor": ("slot_dim", "n_heads", "predictor_logits"),
+        "decoder": ("slot_dim", "n_patches", "decoder_hidden", "decoder_layers"),
+    }
+)
+"""Parts a student can start from, and in what of its config it then has to equal its teacher."""
 COLLAPSED = 0.999
 """Cosine of a frame's slots, or relative entropy of attention, from which on slots are all one."""
 
@@ -183,19 +194,42 @@ def term_weights(config: TrainConfig, step: int) -> dict[str, float]:
     return weights
 
 
-def start_from(student: VideoSlotModel, teacher: VideoSlotModel) -> None:
-    """Give a student its teacher's initial slots: those of equal index correspond from the start.
+def start_from(
+    student: VideoSlotModel,
+    teacher: VideoSlotModel,
+    *,
+    parts: Sequence[str] = ("initial_slots",),
+) -> None:
+    """Give a student its teacher's weights in the named parts, before training.
+
+    The initial slots alone let slots of equal index correspond from the start. With all parts of
+    ``INHERITABLE`` what is left to learn is reading and writing the student's own features: of the
+    decoder's last layer only the row that gives masks is taken over. What the paper's student
+    starts from is not known.
 
     Raises:
-        ValueError: initial slots of another kind, number or width.
+        ValueError: an unknown part, or one in which the two models differ.
     """
-    names = ("initial_slots", "n_slots", "slot_dim")
-    own, wanted = ([getattr(model.config, name) for name in names] for model in (student, teacher))
-    if own != wanted:
-        raise ValueError(
-            f"student and teacher need the same {', '.join(names)}, got {own} and {wanted}"
+    if unknown := [part for part in parts if part not in INHERITABLE]:
+        raise ValueError(f"parts {unknown} are unknown: choose from {', '.join(INHERITABLE)}")
+    for part in parts:
+        names = INHERITABLE[part]
+        own, wanted = (
+            [getattr(model.config, name) for name in names] for model in (student, teacher)
         )
-    student.initial_slots.load_state_dict(teacher.initial_slots.state_dict())
+        if own != wanted:
+            raise ValueError(
+                f"to start from its teacher's {part} a student needs the same "
+                f"{', '.join(names)}, got {own} and {wanted}"
+            )
+    for part in parts:
+        weights = getattr(teacher, part).state_dict()
+        if part == "decoder":
+            last = f"layers.{len(teacher.decoder.layers) - 1}"
+            features = student.decoder.state_dict()
+            for name in (f"{last}.weight", f"{last}.bias"):
+                weights[name] = torch.cat([features[name][:-1], weights[name][-1:]])
+        getattr(student, part).load_state_dict(weights)
 
 
 def train(

@@ -17,7 +17,14 @@ import torch.nn.functional as F
 
 from slotmatch import training
 from slotmatch.model import ModelConfig, VideoSlotModel
-from slotmatch.training import CHECKPOINT, TrainConfig, learning_rate_factor, start_from, train
+from slotmatch.training import (
+    CHECKPOINT,
+    INHERITABLE,
+    TrainConfig,
+    learning_rate_factor,
+    start_from,
+    train,
+)
 
 MODEL = ModelConfig(
     backbone=None,
@@ -334,9 +341,51 @@ def test_student_learns_its_teachers_slots(tmp_path):
     assert log["match"].iloc[-1] < 0.3 * log["match"].iloc[0]
 
 
-def test_initial_slots_of_another_kind_cannot_be_copied():
-    with pytest.raises(ValueError, match=r"same initial_slots, n_slots, slot_dim, got .*sampled"):
-        start_from(VideoSlotModel(MODEL), VideoSlotModel(replace(MODEL, initial_slots="sampled")))
+def test_student_takes_over_the_parts_named_and_no_others():
+    student = VideoSlotModel(replace(MODEL, feature_shape=(9, 4)), seed=1)
+    teacher = VideoSlotModel(MODEL, seed=2)
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    start_from(student, teacher, parts=("slot_attention", "decoder"))
+    theirs = teacher.state_dict()
+    for name, now in student.state_dict().items():
+        if name.startswith("decoder.layers.1."):  # of the last layer only the row that gives masks
+            assert torch.equal(now[:-1], before[name][:-1])
+            assert torch.equal(now[-1], theirs[name][-1])
+        else:
+            inherited = name.startswith(("slot_attention.", "decoder."))
+            assert torch.equal(now, theirs[name] if inherited else before[name])
+
+
+def test_student_with_all_parts_and_the_same_transform_has_the_slots_and_masks_of_its_teacher():
+    student, teacher = VideoSlotModel(MODEL, seed=1), VideoSlotModel(MODEL, seed=2)
+    start_from(student, teacher, parts=tuple(INHERITABLE))
+    student.transform.load_state_dict(teacher.transform.state_dict())
+    features = torch.from_numpy(make_features()[:2])
+    own, theirs = student.forward_features(features), teacher.forward_features(features)
+    assert torch.equal(own.slots, theirs.slots)
+    assert torch.equal(own.masks, theirs.masks)
+    assert not torch.equal(own.reconstruction, theirs.reconstruction)
+
+
+@pytest.mark.parametrize(
+    ("parts", "change", "message"),
+    [
+        (
+            ("initial_slots",),
+            {"initial_slots": "sampled"},
+            r"initial_slots .*same initial_slots, n_slots, slot_dim, got .*sampled",
+        ),
+        (("initial_slots", "decoder"), {"decoder_hidden": 16}, r"decoder .*, got .*8.* and .*16"),
+        (("predictor",), {"n_heads": 4}, r"predictor .*slot_dim, n_heads, predictor_logits"),
+        (("transform",), {}, r"\['transform'\] are unknown: choose from initial_slots, slot_att"),
+    ],
+)
+def test_parts_that_differ_are_not_taken_over(parts, change, message):
+    student, teacher = VideoSlotModel(MODEL, seed=1), VideoSlotModel(replace(MODEL, **change))
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        start_from(student, teacher, parts=parts)
+    assert all(torch.equal(now, before[name]) for name, now in student.state_dict().items())
 
 
 def test_number_that_is_not_finite_stops_the_run(tmp_path):
