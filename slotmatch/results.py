@@ -47,6 +47,7 @@ LABELS = {
     "teacher": "Teacher",
     "student": "Student (SlotMatch)",
     "undistilled": "Student, not distilled",
+    "scratch": "Student, from scratch",
 }
 
 

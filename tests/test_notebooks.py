@@ -72,7 +72,7 @@ def test_the_short_form_leaves_results_behind(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr[-2000:]
     assert nbformat.reads(run.stdout, as_version=4).cells
     results = read_results(tmp_path / "runs" / "03_distill.minimovi_a.smoke.seed0" / "results.json")
-    assert list(results["models"]) == ["teacher", "student", "undistilled"]
+    assert list(results["models"]) == ["teacher", "student", "undistilled", "scratch"]
     assert results["config"]["training"]["student"]["steps"] == 3
 
 
@@ -90,7 +90,9 @@ def test_each_run_says_what_it_was() -> None:
 
 @pytest.mark.slow
 def test_student_and_control_differ_in_the_slotmatch_term_alone() -> None:
-    training = read_results(smoke_book().runs / "03_distill" / "results.json")["config"]["training"]
-    student, control = training["student"], training["undistilled"]
+    config = read_results(smoke_book().runs / "03_distill" / "results.json")["config"]
+    starts = config["starts from the teacher's"]
+    assert starts["student"] == starts["undistilled"] != starts["scratch"] == []
+    student, control = (config["training"][name] for name in ("student", "undistilled"))
     assert {key for key in student if student[key] != control[key]} == {"match_weight"}
     assert control["match_weight"] == 0
