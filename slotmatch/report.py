@@ -150,8 +150,7 @@ def run_notebook(source: Path, executed: Path, parameters: Mapping[str, Any]) ->
         papermill.exceptions.PapermillExecutionError: a cell failed.
     """
     check_parameters(source, parameters)
-    package = _key(_package_files(), _versions(), base=paths.PACKAGE)
-    key = _key([source], [sorted(parameters.items()), package], base=source.parent)
+    key = _notebook_key(source, parameters)
     results = executed.parent / str(parameters.get("output", "")) / RESULTS_FILE
     if executed.is_file() and results.is_file():
         done = nbformat.read(executed, as_version=4)
@@ -256,6 +255,9 @@ def reproduce(*, preset: str = "mini", output: Path = paths.REPOSITORY) -> Path:
         _say(f"{notebook.stem}: checking")
         executed = source / "notebooks" / notebook.name
         parameters = {"preset": preset, "output": f"../../runs/{notebook.stem}"}
+        _forget_other_run(
+            output / "_build" / "runs" / notebook.stem, _notebook_key(notebook, parameters)
+        )
         ran = run_notebook(notebook, executed, parameters)
         _say(f"{notebook.stem}: {_outcome(ran, started)}")
     started = time.monotonic()
@@ -304,6 +306,22 @@ def _refuse_unknown(names: Iterable[str], choices: list[str], notebook: str) -> 
 def _package_files() -> list[Path]:
     files = (path for path in paths.PACKAGE.rglob("*") if path.is_file())
     return sorted(path for path in files if "__pycache__" not in path.parts)
+
+
+def _notebook_key(source: Path, parameters: Mapping[str, Any]) -> str:
+    """What a notebook's outcome depends on: itself, its parameters, this package, all versions."""
+    package = _key(_package_files(), _versions(), base=paths.PACKAGE)
+    return _key([source], [sorted(parameters.items()), package], base=source.parent)
+
+
+def _forget_other_run(folder: Path, key: str) -> None:
+    """Empty a run's folder unless it holds the run of this key, which goes on where it stopped."""
+    stamp = folder / "run.key"
+    if not (stamp.is_file() and stamp.read_text() == key):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        with paths.atomic(stamp) as temporary:
+            temporary.write_text(key)
 
 
 def _versions() -> list[tuple[str, str]]:

@@ -257,3 +257,14 @@ def test_the_command_line_refuses_an_unknown_preset(capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         report.main(["--preset", "huge"])
     assert "smoke" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_in_its_folder_and_another_starts_afresh(tmp_path: Path) -> None:
+    folder = tmp_path / "03_distill"
+    report._forget_other_run(folder, "first")
+    (folder / "checkpoint.pt").write_bytes(b"of the first run")
+    report._forget_other_run(folder, "first")
+    assert (folder / "checkpoint.pt").is_file()
+    report._forget_other_run(folder, "second")
+    assert not (folder / "checkpoint.pt").exists()
+    assert folder.is_dir()
