@@ -1,6 +1,7 @@
-"""Segment a video, prepare and check a data set, evaluate a model."""
+"""Segment a video, prepare and check a data set, evaluate a model, export it to ONNX."""
 
 import argparse
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from slotmatch.data import NAMES, SPLITS
 
 EXPECTED = (ValueError, OSError, RuntimeError)
 """What a wrong argument or a missing file raises, with a message made for the reader."""
+MASKS = ("decoder", "attention")  # slotmatch.model has them too, but takes seconds to import
 MODEL_HELP = "mini-student, mini-teacher, or a file that slotmatch.model.save wrote"
 PRINTED = {
     "FG-ARI, video": "video_fg_ari",
@@ -49,7 +51,7 @@ def segment(arguments: argparse.Namespace) -> None:
     from slotmatch.segmentation import segment_blocks, write_masks, write_overlay
 
     folder = Path(arguments.output)
-    blocks = segment_blocks(arguments.video, arguments.model)
+    blocks = segment_blocks(arguments.video, arguments.model, masks=arguments.masks)
     masks = write_masks(chain.from_iterable(blocks), folder / "masks")
     print(f"masks: {masks}")
     if arguments.overlay:
@@ -115,6 +117,20 @@ def evaluate(arguments: argparse.Namespace) -> None:
     print(f"mean x 100 and its 95 % interval over videos; all of it is in {arguments.output}")
 
 
+def export(arguments: argparse.Namespace) -> None:
+    """Write a model as an ONNX file that takes a video frame by frame."""
+    from slotmatch.export import INPUTS, OUTPUTS, export_onnx
+    from slotmatch.model import load
+
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # warns of its own optimisations
+    model = load(arguments.model)
+    path = export_onnx(model, arguments.file)
+    config = model.config
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    print(f"  frames of {config.image_size} x {config.image_size} pixels, {config.n_slots} slots")
+    print(f"  from {', '.join(INPUTS)} to {', '.join(OUTPUTS)}")
+
+
 def _stored(folder: Path) -> Iterator[np.ndarray]:
     """The label maps (H,W) in a folder that ``write_masks`` wrote."""
     from PIL import Image
@@ -135,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--model", default="mini-student", help=MODEL_HELP)
     command.add_argument("--output", required=True, metavar="DIR", help="gets masks/00000.png, ...")
     command.add_argument("--overlay", action="store_true", help="write DIR/overlay.mp4 as well")
+    _add_masks(command)
     command.set_defaults(run=segment)
 
     command = commands.add_parser("data", help="prepare a data set", description=_line(prepare))
@@ -148,17 +165,23 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("dataset", metavar="DATASET", choices=NAMES, help=", ".join(NAMES))
     command.add_argument("--split", choices=SPLITS, default="test", help="default: %(default)s")
     command.add_argument("--videos", type=_positive, metavar="N", help="only the first N videos")
-    command.add_argument(
-        "--masks",
-        choices=("decoder", "attention"),
-        default="decoder",
-        help="whose masks; default: %(default)s",
-    )
+    _add_masks(command)
     command.add_argument(
         "--output", default="results.json", metavar="FILE", help="default: %(default)s"
     )
     command.set_defaults(run=evaluate)
+
+    command = commands.add_parser("export", help="an ONNX file", description=_line(export))
+    command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    command.add_argument("file", metavar="FILE", help="gets written, such as student.onnx")
+    command.set_defaults(run=export)
     return parser
+
+
+def _add_masks(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--masks", choices=MASKS, default=MASKS[0], help="whose masks; default: %(default)s"
+    )
 
 
 def _line(command: Callable[[argparse.Namespace], None]) -> str:

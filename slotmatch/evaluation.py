@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from slotmatch import metrics
 from slotmatch.data import Clip
-from slotmatch.model import VideoSlotModel
+from slotmatch.model import MASKS, VideoSlotModel
 
 __all__ = [
     "MASKS",
@@ -24,7 +24,6 @@ __all__ = [
     "score_on",
 ]
 
-MASKS = ("decoder", "attention")
 VALIDATED = ("video_fg_ari", "image_fg_ari", "video_mbo")
 
 

@@ -37,6 +37,7 @@ from slotmatch.slotcontrast import read_tensors
 from slotmatch.slotcontrast import translate as read_released
 
 __all__ = [
+    "MASKS",
     "PRESETS",
     "ModelConfig",
     "Preset",
@@ -49,6 +50,8 @@ __all__ = [
 ]
 
 FILE_FORMAT = "slotmatch 1"
+MASKS = ("decoder", "attention")
+"""Whose masks segment a video: the decoder's, as the paper has it, or slot attention's."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,11 @@ class VideoSlotModel(nn.Module):
     def decode(
         self, slots: Tensor, *, patches: Tensor | None = None, reconstruct: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """Masks (B,T,K,P) and reconstruction (B,T,P,F), if asked, of slots (B,T,K,D)."""
+        """Masks (B,T,K,P) and reconstruction (B,T,P,F), if asked, of slots (B,T,K,D).
+
+        A few patches at a time, so that memory beyond the result does not grow with T where no
+        gradient is kept (`slotmatch.modules.MLPDecoder`).
+        """
         batch = slots.shape[0]
         flat = rearrange(slots, "b t k d -> (b t) k d")
         masks, reconstruction = self.decoder(flat, patches=patches, reconstruct=reconstruct)

@@ -34,6 +34,10 @@ __all__ = [
 GRU_STATES = ("normalised", "raw")
 LOGIT_SCALES = ("multiplied", "divided")
 POSITION_INITS = ("normal", "sincos")
+VALUES_AT_ONCE = {"cpu": 2**20}
+"""Hidden values the decoder holds at once, by type of device: what stays in a CPU's cache."""
+VALUES_AT_ONCE_ELSEWHERE = 2**26
+"""The same on a GPU, which needs larger pieces to be busy."""
 
 
 def feature_transform(feature_dim: int, slot_dim: int) -> nn.Sequential:
@@ -295,15 +299,32 @@ class MLPDecoder(nn.Module):
                     f"got {patches.dtype} of shape {tuple(patches.shape)}"
                 )
             positions = positions[patches]
-        first, *middle, last = cast("list[nn.Linear]", list(self.layers))
-        of_slots = rearrange(first(slots), "b k h -> b 1 k h")
-        of_positions = rearrange(F.linear(positions, first.weight), "p h -> p 1 h")
-        hidden = (of_slots + of_positions).relu_()
+        layers = cast("list[nn.Linear]", list(self.layers))
+        widest = slots.shape[1] * max(layer.out_features for layer in layers[:-1])
+        values = VALUES_AT_ONCE.get(slots.device.type, VALUES_AT_ONCE_ELSEWHERE)
+        n_patches = max(1, values // widest)
+        n_frames = max(1, n_patches // max(1, len(positions)))
+        of_positions = F.linear(positions, layers[0].weight).split(n_patches)
+        strips = []
+        for some in slots.split(n_frames):
+            of_slots = layers[0](some)
+            pieces = [self._piece(of_slots, places, reconstruct) for places in of_positions]
+            strips.append([torch.cat(parts, dim=1) for parts in zip(*pieces, strict=True)])
+        masks, *features = (torch.cat(parts) for parts in zip(*strips, strict=True))
+        return rearrange(masks, "b p k -> b k p"), features[0] if reconstruct else None
+
+    def _piece(self, of_slots: Tensor, of_positions: Tensor, reconstruct: bool) -> list[Tensor]:
+        """Masks (b,p,K) of a few frames and patches and, if asked, their features (b,p,F).
+
+        In comes what the first layer makes of the slots (b,K,H) and of the positions (p,H).
+        """
+        *middle, last = cast("list[nn.Linear]", list(self.layers)[1:])
+        hidden = rearrange(of_slots, "b k h -> b 1 k h") + rearrange(of_positions, "p h -> p 1 h")
+        hidden.relu_()
         for layer in middle:
             hidden = layer(hidden).relu_()
         masks = (hidden @ last.weight[-1] + last.bias[-1]).softmax(dim=-1)
-        reconstruction = None
-        if reconstruct:
-            mixed = (rearrange(masks, "b p k -> b p 1 k") @ hidden).squeeze(-2)
-            reconstruction = F.linear(mixed, last.weight[:-1], last.bias[:-1])
-        return rearrange(masks, "b p k -> b k p"), reconstruction
+        if not reconstruct:
+            return [masks]
+        mixed = (rearrange(masks, "b p k -> b p 1 k") @ hidden).squeeze(-2)
+        return [masks, F.linear(mixed, last.weight[:-1], last.bias[:-1])]

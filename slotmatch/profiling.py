@@ -1,19 +1,45 @@
-"""What a model costs: its parameters, and the time from frames to masks."""
+"""What a model costs: its parameters, its arithmetic, and the time and memory from frames to masks.
 
+Times of different models are only comparable when the models take turns: see ``take_turns``.
+"""
+
+import copy
+import math
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from slotmatch.model import VideoSlotModel
+from slotmatch.presets import ModelConfig
 
-__all__ = ["BLOCK", "count_parameters", "ms_per_frame"]
+__all__ = [
+    "BLOCK",
+    "PeakMemory",
+    "count_flops",
+    "count_parameters",
+    "ms_per_frame",
+    "peak_memory",
+    "take_turns",
+    "time_parts",
+]
+
+T = TypeVar("T")
 
 BLOCK = 24
 """Frames that are encoded and decoded at a time."""
+UNCOUNTED = {torch.ops.aten.mv: lambda matrix, vector, **_: 2 * math.prod(matrix)}
+"""The product torch's counter does not know: matrix by vector, from their shapes."""
 
 
 def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
@@ -28,13 +54,81 @@ def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
     }
 
 
+def count_flops(
+    model: VideoSlotModel | ModelConfig, *, reconstruct: bool = True, decode: bool = True
+) -> dict[str, int]:
+    """Floating-point operations a frame of each part of a model and in all (``"total"``).
+
+    A multiplication with its addition counts as two. Counted are matrix products (attention is two
+    of them) and convolutions, by torch's FlopCounterMode, in a frame that is not the first of its
+    video. Nothing is computed: only shapes pass through a copy of the model without memory.
+
+    Args:
+        model: a model, or the config of one: then the fast model. ``slotmatch.plain.as_written``
+            gives the model whose counts papers quote.
+        reconstruct: False counts a decoder that is asked for masks alone.
+        decode: False leaves the decoder out, as for masks that are slot attention's.
+    """
+    model = _without_memory(model)
+    config, backbone = model.config, model.backbone
+    like = model.decoder.positions
+    slots = like.new_empty(1, config.n_slots, config.slot_dim)
+    features = like.new_empty(1, config.n_patches, config.feature_dim)
+    transformed = like.new_empty(1, config.n_patches, config.slot_dim)
+    runs: dict[str, Callable[[], object]] = {
+        "transform": lambda: model.transform(features),
+        "slot_attention": lambda: model.slot_attention(slots, transformed, config.later_iterations),
+        "predictor": lambda: model.predictor(slots),
+    }
+    if backbone is not None:
+        images = like.new_empty(1, 3, backbone.image_size, backbone.image_size)
+        runs = {"backbone": lambda: backbone.patch_features(images), **runs}
+    if decode:
+        runs["decoder"] = lambda: model.decoder(slots, reconstruct=reconstruct)
+    counts = {}
+    for part, run in runs.items():
+        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
+            run()
+        counts[part] = counter.get_total_flops()
+    return {**counts, "total": sum(counts.values())}
+
+
+def _without_memory(model: VideoSlotModel | ModelConfig) -> VideoSlotModel:
+    """The model on torch's meta device, where attention is counted as its matrix products."""
+    if isinstance(model, ModelConfig):
+        with torch.device("meta"):
+            return VideoSlotModel(model, pretrained=False).to("meta")
+    tensors = (*model.parameters(), *model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor.to("meta") for tensor in tensors})
+
+
+def take_turns(jobs: Mapping[str, Callable[[], T]], *, repeats: int = 7) -> dict[str, list[T]]:
+    """What each job returns in each turn, usually a time; before that each runs once for nothing.
+
+    The jobs alternate, so that whatever else the machine does meets all of them: quote medians, and
+    for a ratio the median of the ratios of each turn.
+
+    Raises:
+        ValueError: no jobs, or no repeats.
+    """
+    if not jobs:
+        raise ValueError("there is nothing to measure: give one or more jobs by name")
+    if repeats < 1:
+        raise ValueError(f"repeats must be 1 or more, got {repeats}")
+    for job in jobs.values():
+        job()
+    found: dict[str, list[T]] = {name: [] for name in jobs}
+    for _ in range(repeats):
+        for name, job in jobs.items():
+            found[name].append(job())
+    return found
+
+
 def ms_per_frame(
     models: Mapping[str, VideoSlotModel], video: np.ndarray, *, repeats: int = 7
 ) -> dict[str, list[float]]:
-    """Milliseconds a frame from RGB to soft masks, of every model in every repeat.
+    """Milliseconds a frame from RGB to soft masks, of every model in every turn (`take_turns`).
 
-    The models take turns, so that whatever else the machine does meets all of them: quote medians,
-    and for a ratio the median of the ratios of each turn. Before that each runs once unmeasured.
     The video is streamed in blocks of ``BLOCK`` frames. Backbone, slots and masks count; reading
     the video and enlarging masks to pixels do not.
 
@@ -46,24 +140,126 @@ def ms_per_frame(
     Raises:
         ValueError: no models, a model without backbone, a video of another kind, or no repeats.
     """
-    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or not len(video):
-        raise ValueError(f"video must be uint8 (T,H,W,3), got {video.dtype} {video.shape}")
-    if repeats < 1:
-        raise ValueError(f"repeats must be 1 or more, got {repeats}")
+    frames = _frames(video)
     if bare := [name for name, model in models.items() if model.backbone is None]:
         raise ValueError(f"{', '.join(bare)} have no backbone: there are no frames to start from")
     if not models:
         raise ValueError("models is empty: give one or more by name")
-    frames = rearrange(torch.from_numpy(video), "t h w c -> 1 t c h w")
-    for model in models.values():
+
+    def timed(model: VideoSlotModel) -> float:
+        started = time.perf_counter()
         _stream(model, frames)
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(repeats):
-        for name, model in models.items():
-            started = time.perf_counter()
-            _stream(model, frames)
-            times[name].append(1000 * (time.perf_counter() - started) / len(video))
-    return times
+        return 1000 * (time.perf_counter() - started) / len(video)
+
+    jobs = {name: lambda model=model: timed(model) for name, model in models.items()}
+    return take_turns(jobs, repeats=repeats)
+
+
+@torch.inference_mode()
+def time_parts(
+    model: VideoSlotModel, video: np.ndarray, *, reconstruct: bool = False, decode: bool = True
+) -> dict[str, float]:
+    """Milliseconds a frame of the stages of a model, and in all (``"total"``), in one run.
+
+    The stages are ``backbone``, ``slots`` (transform, slot attention and predictor) and
+    ``decoder``; the whole video passes each at once.
+
+    Args:
+        model: in evaluation mode, where its weights are.
+        video: uint8 (T,H,W,3), short.
+        reconstruct: whether the decoder gives the reconstruction besides the masks.
+        decode: False leaves the decoder out: the masks are slot attention's.
+
+    Raises:
+        ValueError: a model without backbone, or a video of another kind.
+    """
+    device = model.decoder.positions.device
+    frames = _frames(video).to(device).float() / 255
+    marks = [_now(device)]
+    features = model.encode(frames)
+    marks.append(_now(device))
+    generator = torch.Generator().manual_seed(0)
+    slots = model.forward_features(features, decode=False, generator=generator).slots
+    marks.append(_now(device))
+    stages = ["backbone", "slots"]
+    if decode:
+        model.decode(slots, reconstruct=reconstruct)
+        marks.append(_now(device))
+        stages.append("decoder")
+    times = 1000 * np.diff([*marks]) / len(video)
+    return {**dict(zip(stages, times.tolist(), strict=True)), "total": float(times.sum())}
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """Bytes in use before a job, and at most while it ran; nan where the system does not tell."""
+
+    before: float
+    peak: float
+
+    @property
+    def added(self) -> float:
+        """Bytes the job needed beyond what was there before."""
+        return self.peak - self.before
+
+
+def peak_memory(
+    prepare: Callable[..., Callable[[], object]], *arguments: Any, device: str = "cpu"
+) -> PeakMemory:
+    """Memory that a job takes at its highest, in a process of its own that was started afresh.
+
+    On the CPU this is what the kernel counts as resident (``VmHWM``), all of it: tensors, what the
+    allocator holds back, libraries' buffers; known on Linux only. On a GPU it is what torch
+    allocated there.
+
+    Args:
+        prepare: called in that process with ``arguments``, returns the job, which then runs once.
+            What it made, such as weights and inputs, counts as there before. It has to be
+            importable, and its arguments picklable.
+        arguments: for ``prepare``.
+        device: where the job computes, ``"cpu"`` or ``"cuda"``.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_peak_memory, prepare, arguments, device).result()
+
+
+def _peak_memory(
+    prepare: Callable[..., Callable[[], object]], arguments: tuple[Any, ...], device: str
+) -> PeakMemory:
+    job = prepare(*arguments)
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        job()
+        return PeakMemory(before, torch.cuda.max_memory_allocated(device))
+    if sys.platform != "linux":
+        return PeakMemory(math.nan, math.nan)
+    # Preparing may have needed more than the job does: its peak is forgotten. getrusage's would
+    # not do, since a new process inherits the peak of the one that started it.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _resident_peak()
+    job()
+    return PeakMemory(before, _resident_peak())
+
+
+def _resident_peak() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("VmHWM:"))
+    return 1024 * int(line.split()[1])
+
+
+def _frames(video: np.ndarray) -> Tensor:
+    """A video uint8 (T,H,W,3) as a batch of one (1,T,3,H,W)."""
+    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or not len(video):
+        raise ValueError(f"video must be uint8 (T,H,W,3), got {video.dtype} {video.shape}")
+    return rearrange(torch.from_numpy(video), "t h w c -> 1 t c h w")
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":  # which returns before it is done
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 @torch.inference_mode()
@@ -75,5 +271,4 @@ def _stream(model: VideoSlotModel, frames: Tensor) -> None:
         video = block.to(device).float() / 255
         output = model(video, reconstruct=False, state=state, generator=generator)
         state = output.state
-    if device.type == "cuda":  # which returns before it is done
-        torch.cuda.synchronize(device)
+    _now(device)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import islice, zip_longest
 from pathlib import Path
+from typing import Literal
 
 import av
 import numpy as np
@@ -21,7 +22,7 @@ from tqdm.auto import tqdm
 from slotmatch import paths
 from slotmatch.backbones import Backbone, resize_frames
 from slotmatch.metrics import label_maps
-from slotmatch.model import VideoSlotModel, load
+from slotmatch.model import MASKS, VideoSlotModel, load
 from slotmatch.video import Video, length_and_rate, read_frames
 
 __all__ = ["segment", "segment_blocks", "write_masks", "write_overlay"]
@@ -32,6 +33,7 @@ def segment(
     model: VideoSlotModel | str | os.PathLike[str],
     *,
     chunk: int = 16,
+    masks: Literal["decoder", "attention"] = "decoder",
     device: str | torch.device | None = None,
     seed: int = 0,
     progress: bool | None = None,
@@ -54,6 +56,7 @@ def segment(
             folder of images in the natural order of their names, or a video file.
         model: a model with a backbone, or what `slotmatch.model.load` takes.
         chunk: frames at a time; changes speed and memory only.
+        masks: ``"decoder"``, as the paper has it, or slot attention's, which need no decoder.
         device: where to compute; the model is moved there. None: where it is.
         seed: draws the initial slots of a model that samples them.
         progress: show a bar; None: in a terminal only.
@@ -61,9 +64,12 @@ def segment(
     Raises:
         FileNotFoundError: no such file or folder, or a folder without images.
         ValueError: a video without frames, of another shape or type, with values outside [0, 1],
-            or in a file that is damaged; a model without backbone; a chunk below 1.
+            or in a file that is damaged; a model without backbone; a chunk below 1; an unknown
+            kind of masks.
     """
-    blocks = segment_blocks(video, model, chunk=chunk, device=device, seed=seed, progress=progress)
+    blocks = segment_blocks(
+        video, model, chunk=chunk, masks=masks, device=device, seed=seed, progress=progress
+    )
     return np.concatenate(list(blocks))
 
 
@@ -72,6 +78,7 @@ def segment_blocks(
     model: VideoSlotModel | str | os.PathLike[str],
     *,
     chunk: int = 16,
+    masks: Literal["decoder", "attention"] = "decoder",
     device: str | torch.device | None = None,
     seed: int = 0,
     progress: bool | None = None,
@@ -82,6 +89,8 @@ def segment_blocks(
     """
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
         raise ValueError(f"chunk must be a whole number of frames from 1 on, got {chunk!r}")
+    if masks not in MASKS:
+        raise ValueError(f"masks must be one of {MASKS}, got {masks!r}")
     if not isinstance(model, VideoSlotModel):
         model = load(model)
     if model.backbone is None:
@@ -99,13 +108,14 @@ def segment_blocks(
                 output = model(
                     torch.cat(squares)[None],
                     reconstruct=False,
+                    decode=masks == "decoder",
                     state=state,
                     generator=generator,
                 )
-            assert output.masks is not None
             state = output.state
+            soft = output.attention if output.masks is None else output.masks
             height, width = block[0].shape[1:]
-            yield label_maps(output.masks[0], (height, width)).astype(dtype)
+            yield label_maps(soft[0], (height, width)).astype(dtype)
             bar.update(len(block))
     if state is None:
         raise ValueError("the video has no frames: give at least one")

@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from slotmatch import data, model
-from slotmatch.__main__ import main
+from slotmatch.__main__ import MASKS, main
 from slotmatch.data import minimovi
 from slotmatch.evaluation import evaluate
+from slotmatch.export import OnnxModel
 from slotmatch.segmentation import segment
 
 N_FRAMES, SIDE = 3, 24
@@ -97,12 +98,33 @@ def test_segment_writes_masks_and_overlay(frames, checkpoint, tmp_path, capsys):
     assert str(output / "overlay.mp4") in capsys.readouterr().out
 
 
+def test_segment_takes_either_kind_of_masks(frames, checkpoint, tmp_path):
+    assert MASKS == model.MASKS
+    output = tmp_path / "out"
+    arguments = ["segment", str(frames), "--model", str(checkpoint), "--output", str(output)]
+    assert main([*arguments, "--masks", "attention"]) == 0
+    masks = np.stack([np.asarray(Image.open(path)) for path in sorted(output.rglob("*.png"))])
+    expected = segment(str(frames), str(checkpoint), masks="attention")
+    np.testing.assert_array_equal(masks, expected)
+
+
+@pytest.mark.slow
+def test_export_writes_a_file_and_says_what_it_takes(checkpoint, tmp_path, capsys):
+    path = tmp_path / "tiny.onnx"
+    assert main(["export", str(checkpoint), str(path)]) == 0
+    assert OnnxModel(path).image_size == 32
+    shown = capsys.readouterr().out
+    assert f"{path}: {path.stat().st_size / 1e6:.1f} MB" in shown
+    assert "frames of 32 x 32 pixels, 4 slots" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["data", "movi_d"], "the files of movi_d are not on this machine.*minimovi_d"),
         (["evaluate", "no-such-model", "minimovi_a"], "'no-such-model' is neither a file nor"),
         (["evaluate", "MODEL", "ytvis2021"], "the files of ytvis2021 are not on this machine"),
+        (["export", "no-such-model", "OUT"], "'no-such-model' is neither a file nor"),
         (["segment", "no.mp4", "--model", "MODEL", "--output", "OUT"], "no.mp4"),
         (["segment", "EMPTY", "--model", "MODEL", "--output", "OUT"], "EMPTY"),
     ],
@@ -126,6 +148,7 @@ def test_what_cannot_be_done_is_told_in_one_sentence(
         (["data", "minimovi_z"], "invalid choice: 'minimovi_z'.*minimovi_a"),
         (["data", "minimovi_a", "--videos", "0"], "'0' is not a whole number of 1 or more"),
         (["segment", "video.mp4"], "required: --output"),
+        (["segment", "v.mp4", "--output", "o", "--masks", "x"], "choose from '?decoder'?, '?atten"),
     ],
 )
 def test_wrong_command_line_is_code_2(arguments, message, capsys):
@@ -136,4 +159,4 @@ def test_wrong_command_line_is_code_2(arguments, message, capsys):
 def test_module_runs_and_explains_itself():
     command = [sys.executable, "-m", "slotmatch", "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert all(name in shown for name in ("segment", "data", "evaluate"))
+    assert all(name in shown for name in ("segment", "data", "evaluate", "export"))

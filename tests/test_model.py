@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from slotmatch import modules
 from slotmatch.losses import feature_reconstruction, slot_contrast
 from slotmatch.model import (
     PRESETS,
@@ -224,6 +225,41 @@ def test_mean_error_over_random_patches_is_unbiased(
         for patches in torch.tensor([8, 2, 0, 1, 7, 6, 3, 5, 4]).split(3)
     ]
     assert_close(torch.stack(parts).mean(), whole)
+
+
+# Decoding piece by piece
+
+
+@pytest.mark.parametrize("values", [1, 4 * 16, 5 * 4 * 16, 9 * 4 * 16, 3 * 9 * 4 * 16])
+@pytest.mark.parametrize("patches", [None, torch.tensor([8, 1, 4, 1])])
+def test_pieces_of_any_size_give_the_whole_with_its_gradients(
+    monkeypatch: pytest.MonkeyPatch, values: int, patches: Tensor | None
+) -> None:
+    """One value, one patch, part of a frame, one frame, some of the frames at a time."""
+    model, slots = VideoSlotModel(FROM_FEATURES).double(), normal(2, 4, 4, 8).requires_grad_()
+
+    def decoded() -> tuple[Tensor, ...]:
+        masks, reconstruction = model.decode(slots, patches=patches)
+        loss = (masks * normal(*masks.shape, seed=1)).sum() + reconstruction.square().sum()
+        weights = [slots, *model.decoder.parameters()]
+        return masks, reconstruction, *torch.autograd.grad(loss, weights)
+
+    whole = decoded()
+    monkeypatch.setitem(modules.VALUES_AT_ONCE, "cpu", values)
+    for one, other in zip(decoded(), whole, strict=True):
+        assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("n_frames", [1, 50])
+def test_the_decoder_holds_a_bounded_number_of_values(
+    monkeypatch: pytest.MonkeyPatch, n_frames: int
+) -> None:
+    model, seen = VideoSlotModel(FROM_FEATURES), []
+    for layer in model.decoder.layers:
+        layer.register_forward_hook(lambda _, given, made: seen.append(made.numel()))
+    monkeypatch.setitem(modules.VALUES_AT_ONCE, "cpu", 5 * 4 * 16)
+    model.decode(torch.randn(1, n_frames, 4, 8))
+    assert max(seen) == 5 * 4 * 16  # of a frame's 9 patches, 4 slots and 16 values
 
 
 # Randomness

@@ -90,6 +90,21 @@ def test_labels_are_those_of_the_models_masks(model: VideoSlotModel, video: np.n
     assert len(np.unique(labels)) > 1
 
 
+def test_attention_masks_come_without_running_the_decoder(
+    model: VideoSlotModel, video: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = torch.from_numpy(video).permute(0, 3, 1, 2)[None].double() / 255
+    with torch.inference_mode():
+        attention = model(clip, decode=False).attention[0]
+    decoded = segment(video, model)
+    monkeypatch.setattr(type(model.decoder), "forward", None)
+    labels = segment(video, model, masks="attention")
+    assert np.array_equal(labels, label_maps(attention, (HEIGHT, WIDTH)))
+    blocks = segment_blocks(video, model, chunk=3, masks="attention")
+    assert np.array_equal(np.concatenate(list(blocks)), labels)
+    assert not np.array_equal(labels, decoded)
+
+
 @pytest.mark.parametrize("chunk", [1, 3, 7])
 def test_any_chunk_gives_the_whole_video(
     model: VideoSlotModel, video: np.ndarray, chunk: int
@@ -190,6 +205,8 @@ def test_models_and_chunks_that_cannot_serve_are_refused(
         segment(video, blind)
     with pytest.raises(ValueError, match="whole number of frames from 1 on, got 0"):
         segment(video, model, chunk=0)
+    with pytest.raises(ValueError, match=r"one of \('decoder', 'attention'\), got 'both'"):
+        segment(video, model, masks="both")
     with pytest.raises(FileNotFoundError, match="neither a file nor a model"):
         segment(video, "mini-professor")
 

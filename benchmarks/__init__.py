@@ -1,0 +1,1 @@
+"""What the models cost on this machine: ``python -m benchmarks`` measures, prints and stores it."""

@@ -1,0 +1,122 @@
+"""What every measurement gives: the same work done in several ways, in turns."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from slotmatch.presets import PRESETS, ModelConfig, Preset
+from slotmatch.profiling import PeakMemory
+
+__all__ = ["Comparison", "Settings", "from_features", "random_video"]
+
+Turn = Mapping[str, float]
+"""Milliseconds of one turn, by part; the part ``"total"`` is always there."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is measured. Quick only shows that everything works: its numbers say nothing."""
+
+    repeats: int = 7
+    quick: bool = False
+    device: str = "cpu"
+
+    @property
+    def sizes(self) -> dict[str, Preset]:
+        """Teacher and student by data set: the paper's full size, unless quick."""
+        names = ("mini",) if self.quick else ("movi_e", "ytvis2021")
+        return {name: PRESETS[name] for name in names}
+
+    @property
+    def frames(self) -> int:
+        """Frames of a block at full size: a GPU wants many, a CPU has no time for them."""
+        return 2 if self.device == "cpu" else 24
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several ways to do the same work: their times in turns, their memory, what else is known.
+
+    ``turns`` has as many entries for every way, in the order they were run, so that the entries
+    of one turn met the same machine.
+    """
+
+    title: str
+    unit: str  # of the times, such as "ms per frame"
+    baseline: str  # the way that the ratios refer to
+    turns: Mapping[str, Sequence[Turn]] = field(default_factory=dict)
+    memory: Mapping[str, PeakMemory] = field(default_factory=dict)
+    facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def ratios(self) -> dict[str, list[float]]:
+        """How many times faster than the baseline each way was in each turn."""
+        base = [turn["total"] for turn in self.turns.get(self.baseline, ())]
+        return {
+            name: [slow / turn["total"] for slow, turn in zip(base, turns, strict=True)]
+            for name, turns in self.turns.items()
+        }
+
+    def summary(self) -> pd.DataFrame:
+        """One row a way: facts, median times, ratio with quartiles, memory in MiB."""
+        rows = {name: self._row(name) for name in {**self.turns, **self.memory, **self.facts}}
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis(self.title)
+
+    def _row(self, name: str) -> dict[str, Any]:
+        row: dict[str, Any] = dict(self.facts.get(name, {}))
+        if turns := self.turns.get(name):
+            for part in turns[0]:
+                row[part] = np.median([turn[part] for turn in turns])
+            totals = [turn["total"] for turn in turns]
+            row |= {"fastest": min(totals), "slowest": max(totals)}
+            low, middle, high = np.quantile(self.ratios[name], [0.25, 0.5, 0.75])
+            row |= {"times faster": middle, "from": low, "to": high}
+        if memory := self.memory.get(name):
+            row |= {"MiB before": memory.before / 2**20, "MiB added": memory.added / 2**20}
+        return row
+
+    def __str__(self) -> str:
+        """The summary as it is printed."""
+        table = self.summary().to_string(
+            float_format="{:,.1f}".format,
+            formatters={
+                "parameters": "{:,.0f}".format,
+                **dict.fromkeys(("times faster", "from", "to"), "{:.2f}".format),
+            },
+            na_rep="",
+        )
+        return "\n".join(filter(None, [table, self.unit and f"times in {self.unit}, medians"]))
+
+    def record(self) -> dict[str, Any]:
+        """All of it for a result file: the raw turns, and what is computed from them."""
+        return {
+            "title": self.title,
+            "unit": self.unit,
+            "baseline": self.baseline,
+            "turns": self.turns,
+            "ratios": self.ratios,
+            "memory": self.memory,
+            "facts": self.facts,
+            "summary": self.summary().to_dict("index"),
+        }
+
+
+def from_features(config: ModelConfig) -> ModelConfig:
+    """The same model without its backbone."""
+    shape = (config.n_patches, config.feature_dim)
+    return replace(config, backbone=None, image_size=None, feature_shape=shape)
+
+
+def random_video(n_frames: int, side: int) -> np.ndarray:
+    """Noise as frames, uint8 (T,H,W,3): what is in them does not change the cost."""
+    return np.random.default_rng(0).integers(0, 256, (n_frames, side, side, 3), np.uint8)
+
+
+def synchronise(device: str) -> None:
+    """Wait until a GPU is done; the CPU always is."""
+    if device != "cpu":
+        torch.cuda.synchronize(device)
