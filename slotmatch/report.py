@@ -41,6 +41,7 @@ from slotmatch.results import (
 __all__ = [
     "PRESETS",
     "Parameters",
+    "TrainingParameters",
     "build_book",
     "check_parameters",
     "checksum",
@@ -82,7 +83,7 @@ class Parameters:
         """Refuse values that would only fail after minutes."""
         for field in fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, field.type) or isinstance(value, bool):  # type: ignore[arg-type]
+            if type(value) is not field.type:  # so True is no int
                 kind = getattr(field.type, "__name__", field.type)
                 raise ValueError(f"{field.name}={value!r} is not of type {kind}")
         if self.preset not in PRESETS:
@@ -126,6 +127,13 @@ class Parameters:
     def results(self) -> Path:
         """Where the run's result file goes."""
         return Path(self.output) / RESULTS_FILE
+
+
+@dataclass(frozen=True)
+class TrainingParameters(Parameters):
+    """Those of a notebook that shows committed results unless ``train`` tells it to make them."""
+
+    train: bool
 
 
 def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
