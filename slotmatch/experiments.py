@@ -25,7 +25,6 @@ __all__ = [
     "SIZES",
     "Experiment",
     "example_clips",
-    "lighter",
     "load_teacher",
     "read_features",
     "select",
@@ -170,25 +169,6 @@ def select(
         replace(teacher, seed=seed),
         replace(student, seed=seed),
         inherited,
-    )
-
-
-def lighter(experiment: Experiment, decoder_width: int) -> Experiment:
-    """The experiment with another width of the student's decoder, beyond the paper.
-
-    With any but its teacher's width the student cannot start from its teacher's decoder: that part
-    then starts from chance.
-
-    Raises:
-        ValueError: a width that is not a positive integer.
-    """
-    teacher = experiment.models.teacher
-    student = replace(experiment.models.student, decoder_hidden=decoder_width)
-    left_out = "decoder" if decoder_width != teacher.decoder_hidden else None
-    return replace(
-        experiment,
-        models=replace(experiment.models, student=student),
-        inherited=tuple(part for part in experiment.inherited if part != left_out),
     )
 
 

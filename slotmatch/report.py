@@ -41,7 +41,6 @@ from slotmatch.results import (
 __all__ = [
     "PRESETS",
     "Parameters",
-    "TrainingParameters",
     "build_book",
     "check_parameters",
     "checksum",
@@ -83,7 +82,7 @@ class Parameters:
         """Refuse values that would only fail after minutes."""
         for field in fields(self):
             value = getattr(self, field.name)
-            if type(value) is not field.type:  # so True is no int
+            if not isinstance(value, field.type) or isinstance(value, bool):  # type: ignore[arg-type]
                 kind = getattr(field.type, "__name__", field.type)
                 raise ValueError(f"{field.name}={value!r} is not of type {kind}")
         if self.preset not in PRESETS:
@@ -127,13 +126,6 @@ class Parameters:
     def results(self) -> Path:
         """Where the run's result file goes."""
         return Path(self.output) / RESULTS_FILE
-
-
-@dataclass(frozen=True)
-class TrainingParameters(Parameters):
-    """Those of a notebook that shows committed results unless ``train`` tells it to make them."""
-
-    train: bool
 
 
 def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
