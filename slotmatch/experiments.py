@@ -195,14 +195,14 @@ def load_teacher(experiment: Experiment) -> tuple[VideoSlotModel, str]:
     """The teacher to distil from, and where it comes from.
 
     That is the one ``02_teacher`` trained with the same parameters, or else the one that comes with
-    the package, if it has the experiment's architecture.
+    the package; either only if it has the experiment's architecture.
 
     Raises:
         FileNotFoundError: neither exists; the message says how to make one.
     """
     own = teacher_path(experiment)
-    if own.is_file():
-        return load(own), f"trained by 02_teacher: {own.name}"
+    if own.is_file() and (teacher := load(own)).config == experiment.models.teacher:
+        return teacher, f"trained by 02_teacher: {own.name}"
     if experiment.models == PRESETS["mini"]:
         return load("mini-teacher"), "mini-teacher, which comes with the package"
     raise FileNotFoundError(

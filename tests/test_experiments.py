@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from slotmatch import experiments
 from slotmatch.data import NAMES, Clip
 from slotmatch.experiments import SIZES, example_clips, load_teacher, select, teacher_path
-from slotmatch.model import load
+from slotmatch.model import VideoSlotModel, load
 from slotmatch.presets import PRESETS
 
 
@@ -84,6 +86,18 @@ def test_own_teacher_comes_before_the_one_of_the_package(
     teacher, origin = load_teacher(experiment)
     assert teacher_path(experiment).name in origin
     assert bool((teacher.initial_slots.slots == own.initial_slots.slots).all())
+
+
+def test_own_teacher_of_another_architecture_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    monkeypatch.setenv("SLOTMATCH_CACHE", str(tmp_path))
+    experiment = select("mini", "minimovi_a")
+    other = replace(experiment.models.teacher, n_slots=4)
+    experiments.save(VideoSlotModel(other), teacher_path(experiment))
+    teacher, origin = load_teacher(experiment)
+    assert "mini-teacher" in origin
+    assert teacher.config == experiment.models.teacher
 
 
 def test_examples_are_spread_over_the_ranking() -> None:
