@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from slotmatch.presets import PRESETS, ModelConfig, Preset
 from slotmatch.profiling import PeakMemory
@@ -114,9 +113,3 @@ def from_features(config: ModelConfig) -> ModelConfig:
 def random_video(n_frames: int, side: int) -> np.ndarray:
     """Noise as frames, uint8 (T,H,W,3): what is in them does not change the cost."""
     return np.random.default_rng(0).integers(0, 256, (n_frames, side, side, 3), np.uint8)
-
-
-def synchronise(device: str) -> None:
-    """Wait until a GPU is done; the CPU always is."""
-    if device != "cpu":
-        torch.cuda.synchronize(device)

@@ -1,16 +1,15 @@
 """(b) The student's decoder alone: plain, fast, and fast for masks alone."""
 
-import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 
-from benchmarks.comparison import Comparison, Settings, from_features, synchronise
+from benchmarks.comparison import Comparison, Settings, from_features
 from slotmatch.model import VideoSlotModel
 from slotmatch.plain import as_written
 from slotmatch.presets import ModelConfig
-from slotmatch.profiling import count_flops, peak_memory, take_turns
+from slotmatch.profiling import count_flops, now, peak_memory, take_turns
 
 __all__ = ["measure"]
 
@@ -70,10 +69,8 @@ def prepare(
 
     @torch.inference_mode()
     def job() -> dict[str, float]:
-        synchronise(device)
-        started = time.perf_counter()
+        started = now(slots.device)
         model.decode(slots, reconstruct=way.reconstruct)
-        synchronise(device)
-        return {"total": 1000 * (time.perf_counter() - started) / n_frames}
+        return {"total": 1000 * (now(slots.device) - started) / n_frames}
 
     return job

@@ -171,8 +171,7 @@ def _soft_masks(
     else:
         seen = torch.from_numpy(np.array(features)).to(device)
         output = model.forward_features(seen, reconstruct=False, decode=decode, generator=generator)
-    soft = output.attention if output.masks is None else output.masks
-    return soft.float().cpu()
+    return output.segmentation.float().cpu()
 
 
 def _batches(clips: Iterable[Clip], size: int) -> Iterator[list[Clip]]:

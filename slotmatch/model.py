@@ -79,6 +79,11 @@ class SlotOutput:
     reconstruction: Tensor | None
     state: SlotState
 
+    @property
+    def segmentation(self) -> Tensor:
+        """The decoder's masks, or slot attention's where the decoder was left out."""
+        return self.attention if self.masks is None else self.masks
+
 
 class VideoSlotModel(nn.Module):
     """Recurrent slots of a video, their masks and the features they explain.

@@ -29,6 +29,7 @@ __all__ = [
     "count_flops",
     "count_parameters",
     "ms_per_frame",
+    "now",
     "peak_memory",
     "take_turns",
     "time_parts",
@@ -124,6 +125,13 @@ def take_turns(jobs: Mapping[str, Callable[[], T]], *, repeats: int = 7) -> dict
     return found
 
 
+def now(device: torch.device) -> float:
+    """Seconds on a clock with an arbitrary start, once ``device`` has done what it was asked to."""
+    if device.type == "cuda":  # which returns before it is done
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def ms_per_frame(
     models: Mapping[str, VideoSlotModel], video: np.ndarray, *, repeats: int = 7
 ) -> dict[str, list[float]]:
@@ -147,9 +155,10 @@ def ms_per_frame(
         raise ValueError("models is empty: give one or more by name")
 
     def timed(model: VideoSlotModel) -> float:
-        started = time.perf_counter()
+        device = model.decoder.positions.device
+        started = now(device)
         _stream(model, frames)
-        return 1000 * (time.perf_counter() - started) / len(video)
+        return 1000 * (now(device) - started) / len(video)
 
     jobs = {name: lambda model=model: timed(model) for name, model in models.items()}
     return take_turns(jobs, repeats=repeats)
@@ -175,18 +184,18 @@ def time_parts(
     """
     device = model.decoder.positions.device
     frames = _frames(video).to(device).float() / 255
-    marks = [_now(device)]
+    marks = [now(device)]
     features = model.encode(frames)
-    marks.append(_now(device))
+    marks.append(now(device))
     generator = torch.Generator().manual_seed(0)
     slots = model.forward_features(features, decode=False, generator=generator).slots
-    marks.append(_now(device))
+    marks.append(now(device))
     stages = ["backbone", "slots"]
     if decode:
         model.decode(slots, reconstruct=reconstruct)
-        marks.append(_now(device))
+        marks.append(now(device))
         stages.append("decoder")
-    times = 1000 * np.diff([*marks]) / len(video)
+    times = 1000 * np.diff(marks) / len(video)
     return {**dict(zip(stages, times.tolist(), strict=True)), "total": float(times.sum())}
 
 
@@ -256,12 +265,6 @@ def _frames(video: np.ndarray) -> Tensor:
     return rearrange(torch.from_numpy(video), "t h w c -> 1 t c h w")
 
 
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":  # which returns before it is done
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
 @torch.inference_mode()
 def _stream(model: VideoSlotModel, frames: Tensor) -> None:
     device = model.decoder.positions.device
@@ -271,4 +274,3 @@ def _stream(model: VideoSlotModel, frames: Tensor) -> None:
         video = block.to(device).float() / 255
         output = model(video, reconstruct=False, state=state, generator=generator)
         state = output.state
-    _now(device)

@@ -35,6 +35,7 @@ from slotmatch.results import (
     comparison_table,
     numbers,
     read_results,
+    score_table,
     write_results,
 )
 
@@ -50,6 +51,7 @@ __all__ = [
     "record",
     "reproduce",
     "run_notebook",
+    "score_table",
     "table",
     "write_results",
 ]

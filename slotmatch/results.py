@@ -23,6 +23,7 @@ __all__ = [
     "environment",
     "numbers",
     "read_results",
+    "score_table",
     "write_results",
 ]
 
@@ -123,6 +124,16 @@ def comparison_table(results: Mapping[str, Any]) -> pd.DataFrame:
         },
         index=pd.Index([LABELS.get(name, name) for name in names], name="model"),
     )
+
+
+def score_table(results: Mapping[str, Any], headings: Mapping[str, str]) -> pd.DataFrame:
+    """The texts of ``numbers`` for some metrics, a row for each model: metric -> its heading."""
+    texts, names = numbers(results), list(results["models"])
+    columns = {
+        heading: [texts[f"{name}_{metric}"] for name in names]
+        for metric, heading in headings.items()
+    }
+    return pd.DataFrame(columns, index=names)
 
 
 def numbers(results: Mapping[str, Any]) -> dict[str, str | float | int]:

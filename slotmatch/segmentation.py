@@ -113,9 +113,8 @@ def segment_blocks(
                     generator=generator,
                 )
             state = output.state
-            soft = output.attention if output.masks is None else output.masks
             height, width = block[0].shape[1:]
-            yield label_maps(soft[0], (height, width)).astype(dtype)
+            yield label_maps(output.segmentation[0], (height, width)).astype(dtype)
             bar.update(len(block))
     if state is None:
         raise ValueError("the video has no frames: give at least one")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
+from draws import normal
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -20,11 +21,6 @@ def oracle(oracles: Oracles, key: str) -> Tensor:
 
 def expect(actual: Tensor, expected: Tensor) -> None:
     assert_close(actual, expected, rtol=1e-10, atol=1e-13)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 # Feature reconstruction

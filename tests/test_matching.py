@@ -4,14 +4,10 @@ from itertools import permutations
 
 import pytest
 import torch
-from torch import Tensor
+from draws import normal
 from torch.nn.functional import cosine_similarity
 
 from slotmatch.matching import match_slots, reorder_slots
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def test_each_student_slot_finds_its_copy() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from draws import normal
 from released import released_heads
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -44,11 +45,6 @@ EMBEDDED = ModelConfig(
 
 def expect(actual: Tensor, oracles: Oracles, key: str) -> None:
     assert_close(actual, torch.from_numpy(oracles[key]), rtol=1e-10, atol=1e-11)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def video(*, frames: int = 3, seed: int = 0) -> Tensor:

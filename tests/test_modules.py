@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
+from draws import normal
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -51,11 +52,6 @@ def fill(module: nn.Module, oracles: Oracles, case: str, names: dict[str, str]) 
 
 def expect(actual: Tensor, oracles: Oracles, key: str) -> None:
     assert_close(actual, torch.from_numpy(oracles[key]), rtol=1e-10, atol=1e-12)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 # Feature transform

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from draws import normal
 from torch import Tensor, nn
 
 from slotmatch.model import ModelConfig, VideoSlotModel
@@ -22,11 +23,6 @@ MODEL = ModelConfig(
     feature_shape=(25, 12),
     position_init="sincos",
 )
-
-
-def normal(*shape: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def expect_equal(mine: Sequence[Tensor], reference: Sequence[Tensor], tolerance: float) -> None:

@@ -108,7 +108,7 @@ def test_jobs_take_turns_after_one_that_does_not_count() -> None:
 
 def test_parts_make_the_whole_and_stop_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10, 12, 15, 21, 30, 31, 32])  # seconds
-    monkeypatch.setattr(profiling, "_now", lambda device: next(clock))
+    monkeypatch.setattr(profiling, "now", lambda device: next(clock))
     model = VideoSlotModel(EMBEDDED, pretrained=False)
     assert profiling.time_parts(model, video(4)) == {
         "backbone": 500.0,
