@@ -25,7 +25,7 @@ def test_names_cover_the_embedded_and_the_papers_data():
 @pytest.mark.parametrize("name", REAL)
 def test_a_data_set_without_files_says_where_they_are_and_what_to_run_instead(name):
     with pytest.raises(FileNotFoundError) as error:
-        data.open(name, "test")
+        data.open(name, "validation")
     message = str(error.value)
     assert message.startswith(f"the files of {name} are not on this machine")
     assert re.search(r"source: \S+", message)

@@ -2,12 +2,24 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from os import PathLike
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ["NAMES", "SPLITS", "Clip", "VideoDataset", "open"]
+__all__ = [
+    "NAMES",
+    "SPLITS",
+    "Clip",
+    "Report",
+    "VideoDataset",
+    "check",
+    "not_here",
+    "open",
+    "splits_of",
+]
 
 SPLITS = ("train", "validation", "test")
 _EMBEDDED = ("minimovi_a", "minimovi_c", "minimovi_d", "minimovi_e")
@@ -17,7 +29,14 @@ _REAL = {  # name -> (where its files are published, the embedded set that stand
     "movi_b": (_KUBRIC.format(name="movi_b"), "minimovi_a"),
     "ytvis2021": ("youtube-vos.org, after registration", "minimovi_e"),
     "davis2017": ("davischallenge.org", "minimovi_e"),
+    "davis2016": ("davischallenge.org", "minimovi_e"),
     "ovis": ("songbai.site/ovis, after registration", "minimovi_e"),
+}
+_READERS = {  # start of a name -> module of this package
+    "movi_": "movi",
+    "ytvis": "ytvis",
+    "ovis": "ytvis",
+    "davis": "davis",
 }
 NAMES = (*_EMBEDDED, *_REAL)
 
@@ -35,6 +54,31 @@ class Clip:
     video: np.ndarray
     labels: np.ndarray
     id: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What of a real data set is on this machine.
+
+    Attributes:
+        name: The data set.
+        folder: Where its files are looked for.
+        present: One line for each thing that is there.
+        missing: One line for each thing that is not, or is damaged.
+        how: How to get what is missing.
+    """
+
+    name: str
+    folder: Path
+    present: tuple[str, ...]
+    missing: tuple[str, ...]
+    how: str
+
+    def __str__(self) -> str:
+        lines = [f"{self.name} in {self.folder}"]
+        lines += [f"  there:   {line}" for line in self.present]
+        lines += [f"  missing: {line}" for line in self.missing]
+        return "\n".join([*lines, f"  how to get it: {self.how}"] if self.missing else lines)
 
 
 class VideoDataset(Protocol):
@@ -65,7 +109,7 @@ def open(
 
     Args:
         name: One of ``NAMES``.
-        split: One of ``SPLITS``.
+        split: One of ``splits_of(name)``.
         n_videos: The first so many videos; None gives the split's default size.
         root: Folder that holds the data sets; None gives ``slotmatch.paths.data_dir()``.
         progress: Show a progress bar even when the output is not a terminal.
@@ -83,12 +127,39 @@ def open(
     ):
         raise ValueError(f"n_videos is {n_videos!r}; give a whole number of 1 or more, or None")
     if name in _REAL:
-        source, stand_in = _REAL[name]
-        raise FileNotFoundError(
-            f"the files of {name} are not on this machine and its reader comes with the "
-            f"paper-scale part of SlotMatch (source: {source}); until then run the embedded "
-            f"stand-in, -p dataset {stand_in}"
-        )
+        reader = _reader(name)
+        return reader.open_split(name, split, n_videos=n_videos, root=root, progress=progress)
     from slotmatch.data.minimovi import MiniMovi
 
     return MiniMovi(name, split, n_videos=n_videos, root=root, progress=progress)
+
+
+def splits_of(name: str) -> tuple[str, ...]:
+    """The splits that a data set has: not every real one has masks for a ``test`` split."""
+    return SPLITS if name in (*_EMBEDDED, "movi_c", "movi_d", "movi_e") else SPLITS[:2]
+
+
+def check(name: str, root: str | PathLike[str] | None = None) -> Report:
+    """What of the real data set called ``name`` is there, what is missing and how to get it.
+
+    Raises:
+        ValueError: no real data set is called so.
+    """
+    if name not in _REAL:
+        raise ValueError(f"no real data set is called {name!r}; choose from {', '.join(_REAL)}")
+    return _reader(name).check(name, root)
+
+
+def not_here(name: str, how: str) -> FileNotFoundError:
+    """The error of a real data set without files: what to do, and what to run instead."""
+    source, stand_in = _REAL[name]
+    return FileNotFoundError(
+        f"the files of {name} are not on this machine: {how} (source: {source}), or run the "
+        f"embedded stand-in, -p dataset {stand_in}"
+    )
+
+
+def _reader(name: str) -> Any:
+    """The module that reads a real data set, imported only now: some take a while."""
+    module = next(module for start, module in _READERS.items() if name.startswith(start))
+    return import_module(f"slotmatch.data.{module}")

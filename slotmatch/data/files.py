@@ -1,0 +1,126 @@
+"""What the readers of videos in folders share: pictures checked as they are read, lazy clips."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar, overload
+
+import numpy as np
+from PIL import Image
+
+from slotmatch.data import Clip
+
+__all__ = [
+    "LazyClips",
+    "first_existing",
+    "first_videos",
+    "picture_size",
+    "read_frames",
+    "read_picture",
+    "some",
+]
+
+
+T = TypeVar("T")
+
+
+class LazyClips(Sequence[Clip]):
+    """Clips that a subclass reads one at a time, in ``read``, when they are asked for."""
+
+    def __init__(self, ids: Iterable[str]) -> None:
+        self.ids = tuple(ids)
+
+    def read(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        """Video uint8 (T,H,W,3) and labels int32 (T,H,W) of one clip."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, index: int) -> Clip: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Clip]: ...
+    def __getitem__(self, index: int | slice) -> Clip | list[Clip]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        position = range(len(self))[index]
+        video, labels = self.read(position)
+        return Clip(video, labels, self.ids[position])
+
+
+def read_picture(path: Path, mode: str | None = None) -> tuple[str, np.ndarray]:
+    """The mode and the stored values of a picture: of a palette picture its indices, no colours.
+
+    Args:
+        path: A JPEG or PNG file.
+        mode: Convert to this Pillow mode first; None keeps the values as they are stored.
+
+    Raises:
+        FileNotFoundError: no such file.
+        OSError: the file is cut off or no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            picture = image if mode is None else image.convert(mode)
+            return picture.mode, np.asarray(picture)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is missing; unpack its archive again") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise OSError(
+            f"{path} is cut off or no picture ({error}); unpack its archive again"
+        ) from error
+
+
+def read_frames(paths: Sequence[Path], size: tuple[int, int] | None = None) -> np.ndarray:
+    """Pictures as one video, uint8 (T,H,W,3), RGB.
+
+    Args:
+        paths: One file a frame.
+        size: Height and width that every frame must have; None takes those of the first frame.
+
+    Raises:
+        FileNotFoundError: a frame is missing.
+        OSError: a frame is damaged.
+        ValueError: a frame has another size.
+    """
+    video = None
+    for t, path in enumerate(paths):
+        frame = read_picture(path, "RGB")[1]
+        size = size or frame.shape[:2]
+        if frame.shape[:2] != size:
+            raise ValueError(
+                f"{path} is {picture_size(frame.shape)} and should be {picture_size(size)}"
+            )
+        if video is None:
+            video = np.empty((len(paths), *frame.shape), np.uint8)
+        video[t] = frame
+    if video is None:
+        raise ValueError("a video needs at least one frame")
+    return video
+
+
+def first_videos(videos: Sequence[T], n_videos: int | None, where: str) -> Sequence[T]:
+    """The first ``n_videos`` of them, or all.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    if n_videos is not None and n_videos > len(videos):
+        raise ValueError(f"n_videos is {n_videos} and {where} has {len(videos)} videos")
+    return videos[:n_videos]
+
+
+def first_existing(candidates: Iterable[Path]) -> Path | None:
+    """The first path that exists."""
+    return next((path for path in candidates if path.exists()), None)
+
+
+def some(names: Sequence[object], most: int = 3) -> str:
+    """The names in one line, only the first few where there are many."""
+    shown = ", ".join(map(str, names[:most]))
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+def picture_size(shape: Sequence[int]) -> str:
+    """Rows and columns as one says it: (480, 854) is 854 x 480 pixels."""
+    return f"{shape[1]} x {shape[0]} pixels"

@@ -1,0 +1,217 @@
+"""From a video as it is on disk to the frames a model sees and the labels its masks are held to.
+
+The defaults follow SlotContrast's code; its other choices and better ones are fields of
+``Preprocessing``. Mean and deviation are the backbone's business. Shapes: T frames of H x W pixels,
+S the side of the square.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from slotmatch.data import Clip
+
+__all__ = [
+    "INTERPOLATIONS",
+    "PREPROCESSING",
+    "SQUARES",
+    "Preprocessing",
+    "centre_offset",
+    "clip_starts",
+]
+
+SQUARES = ("stretch", "crop")
+INTERPOLATIONS = ("bicubic", "bilinear")
+
+
+def clip_starts(n_frames: int, length: int, *, aligned: bool) -> range:
+    """First frames of the clips of ``length`` frames that a video of ``n_frames`` gives.
+
+    Args:
+        n_frames: frames of the video.
+        length: frames of a clip.
+        aligned: only multiples of ``length``, as in SlotContrast, which cuts a video into clips
+            that do not overlap and drops the rest; False: every frame that leaves room for a clip.
+
+    Returns:
+        The starts, ascending; none for a video shorter than a clip.
+
+    Raises:
+        ValueError: a number of frames below 0 or a length below 1.
+    """
+    if n_frames < 0 or length < 1:
+        raise ValueError(
+            f"n_frames must be 0 or more and length 1 or more, got {n_frames} and {length}"
+        )
+    return range(0, n_frames - length + 1, length if aligned else 1)
+
+
+def centre_offset(size: int, side: int) -> int:
+    """First row or column of the middle ``side`` of ``size``; a half is rounded to even."""
+    return round((size - side) / 2)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a data set's videos become squares, in training and in evaluation.
+
+    Raises:
+        ValueError: a field out of its range; the message has its name, value and choices.
+    """
+
+    size: int | None  # side S in pixels; None: frames stay as they are, each backbone resizes them
+    square: str = "stretch"  # or "crop": drawn anew for a training clip, the middle in evaluation
+    flip_probability: float = 0.0  # of mirroring a training clip
+    aligned_starts: bool = True  # training clips start at multiples of their length only
+    interpolation: str = "bicubic"
+    antialias: bool = False  # True smooths what shrinks, which is better and not SlotContrast's way
+    shrink: int | None = None  # short side that frames and labels are first cut down to, by nearest
+    label_size: int | None = None  # side of the labels that are scored; None: as the frames
+
+    def __post_init__(self) -> None:
+        for name, choices in (("square", SQUARES), ("interpolation", INTERPOLATIONS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+        for name in ("size", "shrink", "label_size"):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            if value is not None and not whole:
+                raise ValueError(f"{name} must be a whole number of pixels or None, got {value!r}")
+        if not 0 <= self.flip_probability <= 1:
+            raise ValueError(f"flip_probability must be from 0 to 1, got {self.flip_probability}")
+        if self.size is None and (self.square == "crop" or self.label_size is not None):
+            raise ValueError('square "crop" and a label_size need a size: give one')
+
+    def train(self, video: NDArray[np.uint8], rng: np.random.Generator) -> Tensor:
+        """Frames of a training clip, floats in [0, 1]: uint8 (T,H,W,3) to float32 (T,3,S,S).
+
+        One crop (its row, then its column) and then one mirroring are drawn from ``rng`` for the
+        whole clip. "crop" first gives the short side S pixels. Without ``size`` frames keep theirs.
+
+        Raises:
+            ValueError: not uint8 (T,H,W,3) with one frame or more.
+        """
+        frames = _floats(self._shrunk(_checked(video)))
+        if self.size is not None and self.square == "crop":
+            frames = self._to(frames, _short_side_to(self.size, *frames.shape[-2:]))
+            top, left = (int(rng.integers(side - self.size + 1)) for side in frames.shape[-2:])
+            frames = frames[..., top : top + self.size, left : left + self.size]
+        else:
+            frames = self.resize(frames)
+        if rng.random() < self.flip_probability:
+            frames = frames.flip(-1)
+        return frames.contiguous()
+
+    def evaluation(self, clip: Clip) -> Clip:
+        """A clip as it is scored: video float32 (T,S,S,3) in [0, 1] and labels int32 (T,S,S).
+
+        This is ``crop`` and then ``resize`` of the frames. Without ``size`` the video stays uint8.
+
+        Raises:
+            ValueError: a video that is not uint8 (T,H,W,3), or labels of another size.
+        """
+        clip = self.crop(clip)
+        if self.size is None:
+            return clip
+        return replace(clip, video=self.resize(_floats(clip.video)).permute(0, 2, 3, 1).numpy())
+
+    def crop(self, clip: Clip) -> Clip:
+        """A clip with its labels as they are scored and its frames cut, but not yet resized.
+
+        "crop" takes the middle square of the full short side. Labels take the nearest pixel
+        (torch's ``nearest-exact``); objects wholly outside the square are gone. Frames remain
+        uint8, for ``resize`` to take a few at a time.
+
+        Raises:
+            ValueError: a video that is not uint8 (T,H,W,3), or labels of another size.
+        """
+        video, labels = _checked(clip.video), clip.labels
+        if labels.shape != video.shape[:3]:
+            raise ValueError(
+                f"{clip.id} has labels {labels.shape} for a video {video.shape}: they must share "
+                "(T,H,W)"
+            )
+        video, labels = self._shrunk(video), self._shrunk(labels)
+        if self.square == "crop":
+            video, labels = _centre_square(video), _centre_square(labels)
+        if side := self.label_size or self.size:
+            labels = _nearest(labels, (side, side))
+        return replace(clip, video=video, labels=labels)
+
+    def resize(self, frames: Tensor) -> Tensor:
+        """Floats (N,3,H,W) in [0, 1] to (N,3,S,S), clamped; as they are without ``size``."""
+        return frames if self.size is None else self._to(frames, (self.size, self.size))
+
+    def _to(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
+        if tuple(frames.shape[-2:]) == size:
+            return frames
+        large = F.interpolate(frames, size, mode=self.interpolation, antialias=self.antialias)
+        return large.clamp(0, 1)
+
+    def _shrunk(self, array: NDArray) -> NDArray:
+        """Frames or labels (T,H,W,...) whose short side has at most ``shrink`` pixels."""
+        if self.shrink is None or min(array.shape[1:3]) <= self.shrink:
+            return array
+        return _nearest(array, _short_side_to(self.shrink, *array.shape[1:3]))
+
+
+_MOVI = Preprocessing(336, flip_probability=0.5)
+_YTVIS = Preprocessing(518, "crop")
+_EMBEDDED = Preprocessing(None, aligned_starts=False)
+
+PREPROCESSING: Mapping[str, Preprocessing] = MappingProxyType(
+    {
+        **{f"minimovi_{x}": _EMBEDDED for x in "acde"},
+        **{f"movi_{x}": _MOVI for x in "abcde"},
+        **dict.fromkeys(("ytvis2021", "ovis", "davis2017", "davis2016"), _YTVIS),
+    }
+)
+"""By name of the data set.
+
+SlotContrast's for MOVi and YouTube-VIS 2021. Nothing is published for OVIS and DAVIS: they are
+treated as YouTube-VIS is. The embedded sets are left to the backbones.
+"""
+
+
+def _checked(video: NDArray) -> NDArray[np.uint8]:
+    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or not video.size:
+        raise ValueError(
+            f"a video must be uint8 (T,H,W,3) with a frame or more, got {video.dtype} {video.shape}"
+        )
+    return video
+
+
+def _floats(video: NDArray[np.uint8]) -> Tensor:
+    """Floats (T,3,H,W) in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(video)).permute(0, 3, 1, 2).float() / 255
+
+
+def _short_side_to(side: int, height: int, width: int) -> tuple[int, int]:
+    """Height and width of the same shape whose shorter is ``side``; the longer is rounded down."""
+    long = int(max(height, width) / min(height, width) * side)
+    return (long, side) if height > width else (side, long)
+
+
+def _centre_square(array: NDArray) -> NDArray:
+    """The middle square (T,S,S,...) of the full short side of (T,H,W,...)."""
+    height, width = array.shape[1:3]
+    side = min(height, width)
+    top, left = centre_offset(height, side), centre_offset(width, side)
+    return array[:, top : top + side, left : left + side]
+
+
+def _nearest(array: NDArray, size: tuple[int, int]) -> NDArray:
+    """Pixels of (T,H,W,...) at torch's nearest-exact places: (T,*size,...), of any type."""
+    rows, columns = (
+        F.interpolate(torch.arange(old).float()[None, None], new, mode="nearest-exact")[0, 0]
+        .long()
+        .numpy()
+        for old, new in zip(array.shape[1:3], size, strict=True)
+    )
+    return array[:, rows[:, None], columns]
