@@ -1,7 +1,9 @@
-"""Scores of a model on the videos of a data set, and the bound its patch grid puts on any score."""
+"""Scores of a model on the videos of a data set, and the bound its patch grid puts on any score.
+
+What exactly is scored differs between papers: see `slotmatch.protocols`.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -12,12 +14,15 @@ from tqdm.auto import tqdm
 
 from slotmatch import metrics
 from slotmatch.data import Clip
+from slotmatch.data.preprocessing import Preprocessing
 from slotmatch.model import MASKS, VideoSlotModel
+from slotmatch.protocols import ORIGINAL, Masks, Protocol, samples
 
 __all__ = [
     "MASKS",
     "columns",
     "evaluate",
+    "evaluate_samples",
     "grid_oracle",
     "score_labels",
     "score_masks",
@@ -25,6 +30,8 @@ __all__ = [
 ]
 
 VALIDATED = ("video_fg_ari", "image_fg_ari", "video_mbo")
+BLOCK = 32
+"""Frames that pass the model at a time: a long video at full size would not fit in memory."""
 
 
 def evaluate(
@@ -33,7 +40,8 @@ def evaluate(
     *,
     features: np.ndarray | None = None,
     batch_size: int = 4,
-    masks: Literal["decoder", "attention"] = "decoder",
+    masks: Masks | None = None,
+    protocol: Protocol = ORIGINAL,
     progress: bool | None = None,
 ) -> dict[str, list[float]]:
     """Every metric of every video, in the order of the clips.
@@ -47,39 +55,73 @@ def evaluate(
         clips: videos (T,H,W,3) with labels (T,H,W), of any lengths and sizes.
         features: their features (N,T,P,F) if these are at hand; None: computed from the frames.
         batch_size: neighbouring videos of one size that pass together.
-        masks: ``"decoder"``, as the paper has it, or slot attention's, which need no decoder.
+        masks: ``"decoder"``, as the paper has it, or slot attention's, which need no decoder; None:
+            the protocol's.
+        protocol: what counts; ``protocols.protocol_for`` gives the published ones.
         progress: shows a bar; None: if the output is a terminal.
 
     Returns:
-        Lists of one value a video: those of ``metrics.video_metrics``, ``slots_in_use``,
-        ``identity_switches`` and ``mask_entropy``.
+        Lists of one value a sample, which is a video but for protocols with windows: those of
+        ``score_labels`` and ``mask_entropy``.
 
     Raises:
-        ValueError: no clips, another number of features than clips, an unknown kind of masks, or a
-            model without backbone and no features.
+        ValueError: no clips, another number of features than clips, an unknown kind of masks, a
+            model without backbone and no features, or features with a protocol of windows.
     """
+    return evaluate_samples(
+        model,
+        clips,
+        features=features,
+        batch_size=batch_size,
+        masks=masks,
+        protocol=protocol,
+        progress=progress,
+    )[1]
+
+
+def evaluate_samples(
+    model: VideoSlotModel,
+    clips: Sequence[Clip],
+    *,
+    features: np.ndarray | None = None,
+    batch_size: int = 4,
+    masks: Masks | None = None,
+    protocol: Protocol = ORIGINAL,
+    progress: bool | None = None,
+) -> tuple[list[str], dict[str, list[float]]]:
+    """The ids of the samples that a protocol counts, and what ``evaluate`` returns for them."""
+    masks = masks or protocol.masks
     if masks not in MASKS:
         raise ValueError(f"masks must be one of {MASKS}, got {masks!r}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
     if features is not None and len(features) != len(clips):
         raise ValueError(f"got features of {len(features)} videos for {len(clips)} clips")
+    if features is not None and protocol.window is not None:
+        raise ValueError(
+            f"protocol {protocol.name!r} cuts videos into windows of {protocol.window} frames, "
+            "which features of whole videos do not fit: leave them out"
+        )
     if features is None and model.backbone is None:
         raise ValueError("this model has no backbone: give features of the clips")
     sampled = model.config.initial_slots == "sampled"
     was_training = model.training
     model.eval()
+    total = min(len(clips), protocol.n_videos or len(clips)) if protocol.window is None else None
     hidden = None if progress is None else not progress
-    bar = tqdm(total=len(clips), desc="evaluating", unit="video", disable=hidden)
+    bar = tqdm(total=total, desc="evaluating", unit="video", disable=hidden)
+    ids: list[str] = []
     scores: list[dict[str, float]] = []
     with bar:
-        for batch in _batches(clips, 1 if sampled else batch_size):
+        for batch in _batches(samples(clips, protocol), 1 if sampled else batch_size):
             seen = None if features is None else features[len(scores) : len(scores) + len(batch)]
-            soft = _soft_masks(model, batch, seen, masks, seed=len(scores))
-            scores += [score_masks(clip, own) for clip, own in zip(batch, soft, strict=True)]
+            soft = _soft_masks(model, batch, seen, masks, protocol.preprocessing, seed=len(scores))
+            pairs = zip(batch, soft, strict=True)
+            scores += [score_masks(clip, own, protocol=protocol) for clip, own in pairs]
+            ids += [clip.id for clip in batch]
             bar.update(len(batch))
     model.train(was_training)
-    return columns(scores)
+    return ids, columns(scores)
 
 
 def score_on(
@@ -87,7 +129,8 @@ def score_on(
     features: np.ndarray | None = None,
     *,
     batch_size: int = 4,
-    masks: Literal["decoder", "attention"] = "decoder",
+    masks: Masks | None = None,
+    protocol: Protocol = ORIGINAL,
 ) -> Callable[[VideoSlotModel], dict[str, float]]:
     """A model's mean scores on a few clips, as ``training.train`` wants them for ``validate``.
 
@@ -98,7 +141,13 @@ def score_on(
 
     def validate(model: VideoSlotModel) -> dict[str, float]:
         found = evaluate(
-            model, clips, features=features, batch_size=batch_size, masks=masks, progress=False
+            model,
+            clips,
+            features=features,
+            batch_size=batch_size,
+            masks=masks,
+            protocol=protocol,
+            progress=False,
         )
         videos = [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
         joined = metrics.dataset_metrics(videos)
@@ -107,7 +156,9 @@ def score_on(
     return validate
 
 
-def grid_oracle(clips: Iterable[Clip], grid: int) -> dict[str, list[float]]:
+def grid_oracle(
+    clips: Iterable[Clip], grid: int, *, protocol: Protocol = ORIGINAL
+) -> dict[str, list[float]]:
     """The metrics of the true labels, seen through a square grid of patches: a bound on any model.
 
     Each label's share of each patch (``grid`` of them a side) is enlarged as a model's masks are.
@@ -118,23 +169,59 @@ def grid_oracle(clips: Iterable[Clip], grid: int) -> dict[str, list[float]]:
     """
     if grid < 1:
         raise ValueError(f"grid must be 1 patch a side or more, got {grid}")
-    return columns(score_masks(clip, _shares(clip.labels, grid)) for clip in clips)
+    return columns(
+        score_masks(clip, _shares(clip.labels, grid), protocol=protocol)
+        for clip in samples(clips, protocol)
+    )
 
 
 def score_masks(
-    clip: Clip, masks: Tensor, *, grid: tuple[int, int] | None = None
+    clip: Clip,
+    masks: Tensor,
+    *,
+    grid: tuple[int, int] | None = None,
+    protocol: Protocol = ORIGINAL,
 ) -> dict[str, float]:
-    """All metrics of soft masks (T,K,P) against a clip's labels; ``grid`` as in ``label_maps``."""
+    """All metrics of soft masks (T,K,P) against a sample's labels; ``grid`` as in ``label_maps``.
+
+    Raises:
+        ValueError: see ``score_labels``.
+    """
     predicted = metrics.label_maps(masks, clip.labels.shape[1:], grid=grid)
-    return score_labels(clip, predicted) | {"mask_entropy": metrics.mask_entropy(masks)}
+    scores = score_labels(clip, predicted, protocol=protocol)
+    return scores | {"mask_entropy": metrics.mask_entropy(masks[int(protocol.skip_first) :])}
 
 
-def score_labels(clip: Clip, predicted: np.ndarray) -> dict[str, float]:
-    """All metrics of label maps (T,H,W) against a clip's labels; their mask entropy is 0."""
+def score_labels(
+    clip: Clip, predicted: np.ndarray, *, protocol: Protocol = ORIGINAL
+) -> dict[str, float]:
+    """All metrics of label maps (T,H,W) against a sample's labels; their mask entropy is 0.
+
+    Those of ``metrics.video_metrics``, ``slots_in_use`` and ``identity_switches``. Where background
+    counts, ``video_mbo`` and ``image_mbo`` have it as one more object, and ``video_ari`` (the Rand
+    index of all pixels) and ``video_iou`` (slots and objects paired one to one) come on top;
+    FG-ARI, J&F and switches are of objects always.
+
+    Raises:
+        ValueError: labels of another size than the maps, or no frame left to score.
+    """
+    true = clip.labels
+    if protocol.skip_first:
+        if len(true) < 2:
+            raise ValueError(
+                f"{clip.id} has one frame, and protocol {protocol.name!r} skips the first"
+            )
+        true, predicted = true[1:], predicted[1:]
+    scores = metrics.video_metrics(true, predicted, empty=protocol.empty)
+    if protocol.background_counts:
+        everything = metrics.video_metrics(true, predicted, ignore_label=None)
+        scores |= {name: value for name, value in everything.items() if "mbo" in name}
+        scores["video_ari"] = everything["video_fg_ari"]
+        scores["video_iou"] = metrics.hungarian_iou(true, predicted, ignore_label=None)
     return {
-        **metrics.video_metrics(clip.labels, predicted),
+        **scores,
         "slots_in_use": metrics.slots_in_use(predicted),
-        "identity_switches": metrics.identity_switches(clip.labels, predicted),
+        "identity_switches": metrics.identity_switches(true, predicted),
         "mask_entropy": 0.0,
     }
 
@@ -157,6 +244,7 @@ def _soft_masks(
     clips: Sequence[Clip],
     features: np.ndarray | None,
     masks: str,
+    preprocessing: Preprocessing,
     *,
     seed: int,
 ) -> Tensor:
@@ -164,14 +252,22 @@ def _soft_masks(
     device = model.decoder.positions.device
     decode = masks == "decoder"
     generator = torch.Generator().manual_seed(seed)
-    if features is None:
-        frames = torch.from_numpy(np.stack([clip.video for clip in clips])).to(device)
-        video = rearrange(frames, "b t h w c -> b t c h w").float() / 255
-        output = model(video, reconstruct=False, decode=decode, generator=generator)
-    else:
-        seen = torch.from_numpy(np.array(features)).to(device)
-        output = model.forward_features(seen, reconstruct=False, decode=decode, generator=generator)
-    return output.segmentation.float().cpu()
+    state, found = None, []
+    for start in range(0, len(clips[0].video), BLOCK):
+        block = slice(start, start + BLOCK)
+        if features is None:
+            frames = torch.from_numpy(np.stack([clip.video[block] for clip in clips])).to(device)
+            video = rearrange(frames, "b t h w c -> (b t) c h w").float() / 255
+            video = rearrange(preprocessing.resize(video), "(b t) c h w -> b t c h w", b=len(clips))
+            seen = model.encode(video)
+        else:
+            seen = torch.from_numpy(np.array(features[:, block])).to(device)
+        output = model.forward_features(
+            seen, reconstruct=False, decode=decode, state=state, generator=generator
+        )
+        state = output.state
+        found.append(output.segmentation.float().cpu())
+    return torch.cat(found, dim=1)
 
 
 def _batches(clips: Iterable[Clip], size: int) -> Iterator[list[Clip]]:

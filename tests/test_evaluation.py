@@ -8,8 +8,18 @@ import torch.nn.functional as F
 
 from slotmatch import baselines, metrics, profiling
 from slotmatch.data import Clip
-from slotmatch.evaluation import evaluate, grid_oracle, score_on
-from slotmatch.model import ModelConfig, VideoSlotModel
+from slotmatch.data.preprocessing import PREPROCESSING, Preprocessing
+from slotmatch.evaluation import (
+    BLOCK,
+    evaluate,
+    evaluate_samples,
+    grid_oracle,
+    score_labels,
+    score_masks,
+    score_on,
+)
+from slotmatch.model import MASKS, ModelConfig, VideoSlotModel
+from slotmatch.protocols import ORIGINAL, PROTOCOLS, Protocol, protocol_for, samples
 
 MODEL = ModelConfig(
     backbone=None,
@@ -125,6 +135,210 @@ def test_evaluation_refuses_what_does_not_fit(arguments, message):
 def test_nothing_to_score_is_an_error():
     with pytest.raises(ValueError, match="no clips to score"):
         evaluate(VideoSlotModel(MODEL), [], features=np.zeros((0, 5, 9, 6)))
+
+
+def test_the_default_protocol_changes_nothing():
+    clip = random_clips(1)[0]
+    (sample,) = samples([clip], ORIGINAL)
+    assert sample.video is clip.video
+    assert sample.labels is clip.labels
+    assert all(protocol_for("original", name) == ORIGINAL for name in ("minimovi_a", "movi_e"))
+
+
+def test_a_video_passes_in_blocks_as_it_does_at_once(monkeypatch):
+    clips = random_clips(2, (7, 12, 12))
+    features = np.random.default_rng(0).standard_normal((2, 7, 9, 6)).astype(np.float32)
+    for model, seen in (
+        (VideoSlotModel(replace(MODEL, initial_slots="sampled")), features),
+        (VideoSlotModel(EMBEDDED, pretrained=False), None),
+    ):
+        assert BLOCK > 7
+        whole = evaluate(model, clips, features=seen)
+        monkeypatch.setattr("slotmatch.evaluation.BLOCK", 3)
+        for name, values in evaluate(model, clips, features=seen).items():
+            np.testing.assert_allclose(values, whole[name], atol=1e-5, err_msg=name)
+        monkeypatch.undo()
+
+
+def test_the_model_sees_the_preprocessed_frames_and_is_held_to_their_labels():
+    clips = random_clips(1, (3, 10, 17)) + random_clips(1, (2, 13, 8))
+    model = VideoSlotModel(EMBEDDED, pretrained=False)
+    square = Preprocessing(20, "crop", label_size=14)
+    found = evaluate(model, clips, protocol=Protocol("small", square))
+    for i, clip in enumerate(clips):
+        prepared = square.evaluation(clip)
+        video = torch.from_numpy(prepared.video).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            soft = model(video[None]).masks[0]
+        expected = score_masks(prepared, soft)
+        assert prepared.labels.shape[1:] == (14, 14)
+        for name, value in expected.items():
+            assert found[name][i] == pytest.approx(value, abs=1e-6), name
+
+
+def test_an_object_outside_the_square_is_not_missed():
+    labels = np.zeros((2, 4, 8), np.int32)
+    labels[:, :, :2] = 1  # left of the middle square
+    labels[:, :2, 2:6] = 2
+    clip = labelled(labels)
+    found = grid_oracle([clip], 2, protocol=Protocol("crop", Preprocessing(4, "crop")))
+    assert found["video_mbo"] == [1]
+    (whole,) = samples([clip], Protocol("whole", Preprocessing(4)))
+    assert np.unique(whole.labels).tolist() == [0, 1, 2]
+
+
+def test_empty_frames_are_perfect_or_skipped():
+    labels = np.zeros((2, 4, 4), int)
+    labels[1, :2] = 1
+    clip, alone = labelled(labels), labelled(labels[:1])
+    split = np.tile([0, 0, 1, 1], (2, 4, 1))  # halves the object
+    perfect, skip = (protocol_for("slotcontrast", name) for name in ("movi_e", "ytvis2021"))
+    found = score_labels(clip, split, protocol=perfect)
+    assert (found["image_fg_ari"], found["image_fg_ari_frames"]) == (0.5, 2)
+    assert score_labels(alone, split[:1], protocol=perfect)["video_fg_ari"] == 1
+    found = score_labels(clip, split, protocol=skip)
+    assert (found["image_fg_ari"], found["image_fg_ari_frames"]) == (0, 1)
+    assert np.isnan(score_labels(alone, split[:1], protocol=skip)["video_fg_ari"])
+
+
+def test_the_first_frame_can_be_left_out_of_the_score():
+    labels = blocky([[[1, 1], [2, 2]], [[1, 2], [1, 2]], [[1, 2], [1, 2]]])
+    columns = blocky([[[0, 1], [0, 1]]] * 3)
+    protocol = protocol_for("slotcontrast_skip_first", "movi_c")
+    assert score_labels(labelled(labels), columns)["video_fg_ari"] < 1
+    found = score_labels(labelled(labels), columns, protocol=protocol)
+    assert found["video_fg_ari"] == found["image_fg_ari"] == 1
+    assert found["image_fg_ari_frames"] == 2
+    with pytest.raises(ValueError, match=r"made/0 has one frame, and protocol '.*skip_first'"):
+        score_labels(labelled(labels[:1]), columns[:1], protocol=protocol)
+
+
+def test_skipped_frames_are_seen_and_do_not_change_the_others():
+    clips, model = random_clips(1), VideoSlotModel(EMBEDDED, pretrained=False)
+    whole = evaluate(model, clips)
+    skipped = evaluate(model, clips, protocol=replace(ORIGINAL, skip_first=True))
+    with torch.no_grad():
+        video = torch.from_numpy(clips[0].video).permute(0, 3, 1, 2) / 255
+        slots = metrics.label_maps(model(video[None]).masks[0], (12, 12))
+    expected = metrics.adjusted_rand_index(clips[0].labels[1:], slots[1:])
+    assert skipped["video_fg_ari"] == [pytest.approx(expected, abs=1e-5)]
+    assert skipped["video_fg_ari"] != whole["video_fg_ari"]
+
+
+def test_background_can_be_an_object_of_best_overlap():
+    labels = blocky([[[0, 0], [0, 1]]])
+    slots = blocky([[[0, 0], [2, 1]]])
+    without = score_labels(labelled(labels), slots)
+    assert without["video_mbo"] == 1
+    assert "video_ari" not in without
+    found = score_labels(labelled(labels), slots, protocol=protocol_for("randsfq", "movi_d"))
+    # background's best slot has 2 of its 3 patches
+    assert found["video_mbo"] == found["image_mbo"] == pytest.approx((2 / 3 + 1) / 2)
+    assert found["video_iou"] == pytest.approx((2 / 3 + 1) / 2)
+    assert found["video_ari"] == metrics.adjusted_rand_index(labels, slots, ignore_label=None)
+    assert found["video_ari"] < found["video_fg_ari"] == 1
+    assert found["j_and_f"] == without["j_and_f"] == 1
+    empty = labelled(blocky([[[0, 0], [0, 0]]]))
+    found = score_labels(empty, slots, protocol=protocol_for("randsfq", "movi_d"))
+    assert np.isnan(found["video_fg_ari"])
+    assert found["video_mbo"] == 0.5
+
+
+class Counting(list):
+    """Clips that remember which of them were read."""
+
+    def __iter__(self):
+        self.read = []
+        for i, clip in enumerate(list.__iter__(self)):
+            self.read.append(i)
+            yield clip
+
+
+def test_only_the_first_videos_are_read_and_scored():
+    clips = Counting(random_clips(5))
+    features = np.random.default_rng(0).standard_normal((5, 5, 9, 6)).astype(np.float32)
+    model = VideoSlotModel(MODEL)
+    first = replace(ORIGINAL, n_videos=3)
+    ids, found = evaluate_samples(model, clips, features=features, batch_size=2, protocol=first)
+    assert ids == ["random/0", "random/1", "random/2"]
+    assert clips.read == [0, 1, 2]
+    assert found == evaluate(model, clips[:3], features=features[:3], batch_size=2)
+    assert len(evaluate(model, clips[:2], features=features[:2], protocol=first)["j"]) == 2
+
+
+def test_slotcontrast_counts_210_videos_of_ytvis_alone():
+    for name in PREPROCESSING:
+        first = protocol_for("slotcontrast", name).n_videos
+        assert first == (210 if name == "ytvis2021" else None)
+        assert protocol_for("slotcontrast_all", name).n_videos is None
+    assert protocol_for("slotcontrast_skip_first", "ytvis2021").n_videos == 210
+
+
+def test_windows_are_samples_of_their_own():
+    clip = random_clips(1, (15, 6, 6))[0]
+    window = Protocol("window", Preprocessing(None), window=6)
+    found = list(samples([clip], window))
+    assert [sample.id for sample in found] == ["random/0[0:6]", "random/0[6:12]"]
+    np.testing.assert_array_equal(found[1].labels, clip.labels[6:12])
+    np.testing.assert_array_equal(found[1].video, clip.video[6:12])
+    covered = list(samples([clip], replace(window, cover_end=True)))
+    assert [sample.id for sample in covered[2:]] == ["random/0[9:15]"]
+    even = Clip(clip.video[:12], clip.labels[:12], "a")
+    assert len(list(samples([even], replace(window, cover_end=True)))) == 2
+    short = Clip(clip.video[:5], clip.labels[:5], "b")
+    assert not list(samples([short], replace(window, cover_end=True)))
+    model = VideoSlotModel(EMBEDDED, pretrained=False)
+    ids, scores = evaluate_samples(model, [clip, short], protocol=window)
+    assert ids == [sample.id for sample in found]
+    for name, values in evaluate(model, found).items():
+        assert scores[name] == pytest.approx(values, abs=1e-5), name
+    with pytest.raises(ValueError, match="cuts videos into windows of 6"):
+        evaluate(VideoSlotModel(MODEL), [clip], features=np.zeros((1, 15, 9, 6)), protocol=window)
+
+
+def test_a_protocol_says_whose_masks():
+    clips, model = random_clips(1), VideoSlotModel(EMBEDDED, pretrained=False)
+    by_protocol = evaluate(model, clips, protocol=replace(ORIGINAL, masks="attention"))
+    assert by_protocol == evaluate(model, clips, masks="attention")
+    assert by_protocol != evaluate(model, clips)
+    for masks in MASKS:
+        replace(ORIGINAL, masks=masks)
+
+
+def test_published_protocols():
+    movi, ytvis = (protocol_for("slotcontrast", name) for name in ("movi_e", "ytvis2021"))
+    assert (movi.preprocessing.size, movi.empty) == (336, "perfect")
+    assert (ytvis.preprocessing.size, ytvis.preprocessing.square) == (518, "crop")
+    assert ytvis.empty == protocol_for("slotcontrast", "davis2017").empty == "skip"
+    assert protocol_for("slotcontrast", "minimovi_a") == movi
+    assert protocol_for("original", "ovis") == replace(ORIGINAL, empty="skip")
+    other = protocol_for("randsfq", "ytvis2021")
+    assert (other.preprocessing.size, other.window, other.background_counts) == (256, 20, True)
+    assert protocol_for("randsfq", "movi_e").window is None
+    pieces = protocol_for("videosaur", "ytvis2021")
+    assert (pieces.window, pieces.preprocessing.size, pieces.preprocessing.label_size) == (
+        6,
+        518,
+        224,
+    )
+    for name in PROTOCOLS:
+        assert protocol_for(name, "ytvis2021").name == name
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: protocol_for("paper", "movi_e"), "no protocol is called 'paper'; choose from ori"),
+        (lambda: protocol_for("original", "movi_f"), "no data set is called 'movi_f'; choose from"),
+        (lambda: protocol_for("videosaur", "movi_e"), "rules for ytvis2021 only, not movi_e"),
+        (lambda: replace(ORIGINAL, empty="drop"), "empty must be one of .*'skip'.*got 'drop'"),
+        (lambda: replace(ORIGINAL, masks="both"), "masks must be one of .*'attention'"),
+        (lambda: replace(ORIGINAL, window=0), "window must be 1 or more, or None, got 0"),
+    ],
+)
+def test_protocols_that_cannot_be_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_oracle_is_perfect_on_labels_made_of_patches():
