@@ -446,7 +446,8 @@ def build(
         image_size: frames are resized to this square; a multiple of the patch side.
         pretrained: False gives untrained weights and needs no file.
         weights: a file with the weights (safetensors, or a state dict saved by torch) instead of
-            the place they usually come from; not for the embedded backbones.
+            the place they usually come from; not for the embedded backbones. None looks for
+            ``weights/NETWORK.safetensors`` in ``paths.data_dir()``, then asks timm's hub.
 
     Raises:
         ValueError: an unknown name, a size that is not a whole number of patches or that the
@@ -503,6 +504,8 @@ def _weights_source(what: BackboneSpec, weights: str | Path | None) -> dict[str,
         if not Path(weights).is_file():
             raise RuntimeError(f"weights={str(weights)!r} for {what.name} is not a file")
         return {"file": str(weights)}
+    if (own := _local_weights(what)).is_file():
+        return {"file": str(own)}
     config = get_pretrained_cfg(what.network)
     if config is None or not config.hf_hub_id:
         return {}
@@ -517,11 +520,17 @@ def _weights_source(what: BackboneSpec, weights: str | Path | None) -> dict[str,
     return {}
 
 
+def _local_weights(what: BackboneSpec) -> Path:
+    """Where a file with the weights may be put by hand, for a machine without internet."""
+    return paths.data_dir() / "weights" / f"{what.network}.safetensors"
+
+
 def _no_weights(what: BackboneSpec) -> RuntimeError:
     return RuntimeError(
         f"the weights of {what.name} could not be had ({what.provenance}; no answer, and no copy "
-        "in the local cache). Give a file with weights=PATH, use backbone 'embedded', whose "
-        "weights come with the installation, or ask for pretrained=False, which is untrained"
+        f"in the local cache). Put its model.safetensors at {_local_weights(what)}, use backbone "
+        "'embedded', whose weights come with the installation, or ask for pretrained=False, which "
+        "is untrained"
     )
 
 

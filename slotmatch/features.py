@@ -114,10 +114,15 @@ def fit_projection(features: Tensor, n_components: int) -> Projection:
     )
 
 
-def weights_checksum(module: nn.Module) -> str:
-    """SHA-256 over the names, types, shapes and bytes of a module's state, as hex digits."""
+def weights_checksum(module: nn.Module, *, skip: tuple[str, ...] = ()) -> str:
+    """SHA-256 over the names, types, shapes and bytes of a module's state, as hex digits.
+
+    Tensors whose names start with one of ``skip`` are left out.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
+        if name.startswith(skip):
+            continue
         array = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {array.dtype} {tuple(array.shape)}\n".encode())
         digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())

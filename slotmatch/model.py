@@ -9,9 +9,10 @@ Shapes: B clips, T frames, K slots, D slot width, P patches, F feature width.
 """
 
 import json
+import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from slotmatch.modules import (
     feature_transform,
 )
 from slotmatch.presets import PRESETS, ModelConfig, Preset
-from slotmatch.slotcontrast import read_tensors
+from slotmatch.slotcontrast import describe, listed, read_tensors, released_name
 from slotmatch.slotcontrast import translate as read_released
 
 __all__ = [
@@ -52,6 +53,14 @@ __all__ = [
 FILE_FORMAT = "slotmatch 1"
 MASKS = ("decoder", "attention")
 """Whose masks segment a video: the decoder's, as the paper has it, or slot attention's."""
+RELEASED = ".ckpt"
+"""Suffix of the files that SlotContrast's authors released."""
+HUB = "hf://"
+"""Start of the address of a model on the Hugging Face hub, as in ``hf://user/name@revision``."""
+FINAL_NORM = "network.norm."
+"""A ViT's last layer comes after the features, so it does not count; released files lack it."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -249,7 +258,8 @@ def save(
 
     The frozen backbone's weights are left out, since ``backbones.build`` has them, but their
     checksum is kept and compared when loading. ``include_backbone=True`` puts them in: needed for
-    an untrained backbone, and useful where they could not be had again.
+    an untrained backbone, and useful where they could not be had again. Equal models give equal
+    bytes, so a file's checksum is its model's.
     """
     tensors = {
         name: tensor.contiguous()
@@ -259,26 +269,38 @@ def save(
     header = {
         "format": FILE_FORMAT,
         "config": json.dumps(asdict(model.config)),
-        "backbone_sha256": "" if model.backbone is None else weights_checksum(model.backbone),
+        "backbone_sha256": "" if model.backbone is None else _checksum(model.backbone),
         "backbone_pretrained": json.dumps(model.backbone is not None and model.backbone.pretrained),
     }
     with paths.atomic(path) as temporary:
         save_file(tensors, temporary, metadata=header)
+        _sort_header(temporary)
 
 
 def load(name_or_path: str | os.PathLike[str]) -> VideoSlotModel:
     """A model that ``save`` wrote, on the CPU and in evaluation mode.
 
     Names such as ``"mini-teacher"`` and ``"mini-student"`` are models that come with the package.
+    ``"hf://user/name"`` is a model that was shared on the Hugging Face hub
+    (`slotmatch.hub.push_to_hub`), ``"hf://user/name@revision"`` that branch, tag or commit of it. A
+    file whose name ends in ``.ckpt`` is read by `from_slotcontrast` with the four heads of every
+    release; what it is taken for is logged. No code comes out of any of them.
+
     Nothing is downloaded when the file holds the backbone.
 
     Raises:
-        FileNotFoundError: neither a name nor a file.
+        FileNotFoundError: neither a name nor a file, or nothing of that name on the hub.
+        ConnectionError: the hub does not answer, and no copy is in its cache.
         ValueError: a file that is cut short, not one of ours, whose tensors do not fit its
             config, or that was trained on other backbone weights than those at hand.
         RuntimeError: the file has no backbone, and its weights cannot be had.
     """
     path = _resolve(name_or_path)
+    if path.suffix == RELEASED:
+        model = from_slotcontrast(path)
+        # A warning, since the number of heads is assumed: no tensor tells it.
+        _log.warning("%s has %s; its predictor gets 4 heads", path.name, describe(model.config))
+        return model
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -300,7 +322,7 @@ def load(name_or_path: str | os.PathLike[str]) -> VideoSlotModel:
     model = VideoSlotModel(config, pretrained=not complete)
     _fill(model, tensors, str(path), may_lack=() if complete else ("backbone.",))
     if model.backbone is not None:
-        found = weights_checksum(model.backbone)
+        found = _checksum(model.backbone)
         if found != expected:
             raise ValueError(
                 f"{path} was trained on {config.backbone} weights with SHA-256 "
@@ -322,7 +344,8 @@ def from_slotcontrast(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not such a checkpoint; the message lists what is missing or does not belong.
+        ValueError: a file that is damaged or holds objects besides tensors, or not such a
+            checkpoint; the message lists what is missing, does not belong or has another shape.
     """
     released = read_released(read_tensors(state_dict_or_path), n_heads=n_heads)
     if released.unused:
@@ -332,14 +355,23 @@ def from_slotcontrast(
             stacklevel=2,
         )
     model = VideoSlotModel(released.config, pretrained=False)
-    # The encoder's final norm comes after the features and is not part of the released files.
-    _fill(model, released.tensors, "the checkpoint", may_lack=("backbone.network.norm.",))
+    _fill(
+        model,
+        released.tensors,
+        "the checkpoint",
+        may_lack=(f"backbone.{FINAL_NORM}",),
+        called=released_name,
+    )
     if model.backbone is not None:
         model.backbone.pretrained = True
     return model.eval()
 
 
 def _resolve(name_or_path: str | os.PathLike[str]) -> Path:
+    if str(name_or_path).startswith(HUB):
+        from slotmatch.hub import fetch  # which needs this module in turn
+
+        return fetch(str(name_or_path))
     path = Path(name_or_path)
     if path.is_file():
         return path
@@ -348,24 +380,53 @@ def _resolve(name_or_path: str | os.PathLike[str]) -> Path:
         return names[str(name_or_path)]
     raise FileNotFoundError(
         f"{str(name_or_path)!r} is neither a file nor a model of the package: "
-        f"{', '.join(names) or 'none is installed'}"
+        f"{', '.join(names) or 'none is installed'}; {HUB}user/name is one on the hub"
     )
 
 
+def _checksum(backbone: backbones.Backbone) -> str:
+    return weights_checksum(backbone, skip=(FINAL_NORM,))
+
+
+def _sort_header(path: Path) -> None:
+    """Put the metadata of a safetensors file in order, which its writer shuffles at every call."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size  # the same characters; the format pads them with spaces
+        file.seek(8)
+        file.write(text.ljust(size))
+
+
 def _fill(
-    model: VideoSlotModel, tensors: Mapping[str, Tensor], origin: str, *, may_lack: tuple[str, ...]
+    model: VideoSlotModel,
+    tensors: Mapping[str, Tensor],
+    origin: str,
+    *,
+    may_lack: tuple[str, ...],
+    called: Callable[[str], str] = str,
 ) -> None:
-    """Copy tensors and their precision into a model, once names and shapes agree one to one."""
+    """Copy tensors and their precision into a model, once names and shapes agree one to one.
+
+    ``called`` gives the name that a tensor has where it comes from, for the messages.
+    """
     own = model.state_dict()
     missing = [name for name in own.keys() - tensors.keys() if not name.startswith(may_lack)]
     unexpected = tensors.keys() - own.keys()
     misfits = [
-        f"{name} {tuple(tensors[name].shape)} for {tuple(own[name].shape)}"
-        for name in own.keys() & tensors.keys()
-        if own[name].shape != tensors[name].shape
+        name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape
     ]
-    problems = {"missing": missing, "unexpected": unexpected, "of another shape": misfits}
+    problems = {
+        "missing": [called(name) for name in missing],
+        "unexpected": [called(name) for name in unexpected],
+        "of another shape": [
+            f"{called(name)} {tuple(tensors[name].shape)} for {tuple(own[name].shape)}"
+            for name in misfits
+        ],
+    }
     if any(problems.values()):
-        found = "; ".join(f"{kind}: {', '.join(sorted(n))}" for kind, n in problems.items() if n)
+        found = "; ".join(f"{kind}: {listed(sorted(n))}" for kind, n in problems.items() if n)
         raise ValueError(f"the tensors of {origin} do not fit the model's config: {found}")
     model.to(tensors["decoder.positions"].dtype).load_state_dict(tensors, strict=False)

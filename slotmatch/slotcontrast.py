@@ -7,7 +7,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slotmatch.presets import ModelConfig
+from slotmatch.presets import PRESETS, ModelConfig
 
-__all__ = ["Released", "read_tensors", "translate"]
+__all__ = ["Released", "describe", "listed", "read_tensors", "released_name", "translate"]
 
+DECODER = "decoder.layers."
 PREFIXES = {
     "initializer.": "initial_slots.",
     "encoder.module.backbone.model.": "backbone.network.",
@@ -32,12 +33,14 @@ PREFIXES = {
     "processor.module.predictor.blocks.0.linear1.": "predictor.mlp.0.",
     "processor.module.predictor.blocks.0.linear2.": "predictor.mlp.2.",
     "decoder.module.pos_emb": "decoder.positions",
-    "decoder.module.mlp.layers.": "decoder.layers.",
+    "decoder.module.mlp.layers.": DECODER,
 }
 """Released name -> name here; the first that fits counts."""
 VITS = {(384, 12): "dinov2_vits14", (768, 12): "dinov2_vitb14"}
 """Backbones known by width and number of blocks."""
 PATCH_SIDE = 14
+TRAINED_ON = ("movi_c", "movi_e", "ytvis2021")
+"""Data sets of the released checkpoints, by the names of our presets."""
 DAMAGED = (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError)
 """What torch raises for files that it cannot or must not read."""
 
@@ -46,7 +49,8 @@ DAMAGED = (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, O
 class Released:
     """A released checkpoint: the config its sizes imply, and its tensors by our names.
 
-    ``unused`` holds the released names of a backbone that is not among those we can build.
+    A tensor that has no name here keeps its own. ``unused`` holds the released names of a backbone
+    that is not among those we can build.
     """
 
     config: ModelConfig
@@ -59,7 +63,8 @@ def read_tensors(source: Mapping[str, Any] | str | os.PathLike[str]) -> dict[str
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or holds other objects, or an entry is not a tensor.
+        ValueError: the file is damaged, or holds objects that could run code, none of which is
+            loaded; or an entry is not a tensor.
     """
     if isinstance(source, Mapping):
         content: Any = source
@@ -68,37 +73,41 @@ def read_tensors(source: Mapping[str, Any] | str | os.PathLike[str]) -> dict[str
             try:
                 content = torch.load(file, map_location="cpu", weights_only=True)
             except DAMAGED as error:
-                raise ValueError(
-                    f"{source} is not a checkpoint, is cut short, or holds more than tensors and "
-                    "plain values, which are not loaded for safety: save its state_dict alone"
-                ) from error
+                raise ValueError(_refusal(source, error)) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not content:
         raise ValueError("expected a state dict, or a dict with one under 'state_dict'")
     foreign = [name for name, value in content.items() if not isinstance(value, Tensor)]
     if foreign:
-        raise ValueError(f"these entries of the state dict are not tensors: {_listed(foreign)}")
+        raise ValueError(f"these entries of the state dict are not tensors: {listed(foreign)}")
     return dict(content)
 
 
 def translate(released: Mapping[str, Tensor], *, n_heads: int) -> Released:
     """Sizes and names of a released model, teacher of any size, with or without its backbone.
 
+    Tensors that do not belong are handed on, for whoever fills a model to name them all at once.
+
     Raises:
-        ValueError: names that do not belong to a SlotContrast model, missing tensors that give the
-            sizes, or hidden layers of unequal width.
+        ValueError: the tensors that give the sizes are missing or have no rows, or hidden layers
+            are of unequal width.
     """
     names = {name: _our_name(name) for name in released}
-    unexpected = [name for name, ours in names.items() if ours is None]
-    if unexpected:
-        raise ValueError(f"not tensors of a SlotContrast model: {_listed(unexpected)}")
-    tensors = {ours: released[name] for name, ours in names.items() if ours is not None}
+    tensors = {names[name]: tensor for name, tensor in released.items()}
     sized = ("initial_slots.slots", "transform.0.weight", "decoder.positions")
     missing = [name for name in (*sized, "decoder.layers.0.weight") if name not in tensors]
     if missing:
-        raise ValueError(f"tensors missing that give the model's sizes, as named here: {missing}")
+        foreign = [name for name, ours in names.items() if name == ours]
+        others = f"; these do not belong: {listed(foreign)}" if foreign else ""
+        raise ValueError(
+            "not a SlotContrast model: tensors are missing that give its sizes, "
+            f"{listed([released_name(name) for name in missing])}{others}"
+        )
     for name in ("initial_slots.slots", "decoder.positions"):
+        if tensors[name].ndim < 2:
+            shape = tuple(tensors[name].shape)
+            raise ValueError(f"{released_name(name)} must hold rows of slot width, not {shape}")
         tensors[name] = tensors[name].flatten(0, -2)
     (n_slots, slot_dim), n_patches = tensors[sized[0]].shape, tensors[sized[2]].shape[0]
     widths = [
@@ -112,7 +121,7 @@ def translate(released: Mapping[str, Tensor], *, n_heads: int) -> Released:
     vit = _vit(tensors)
     unused: tuple[str, ...] = ()
     if vit is None:
-        unused = tuple(name for name, ours in names.items() if (ours or "").startswith("backbone."))
+        unused = tuple(name for name, ours in names.items() if ours.startswith("backbone."))
         tensors = {name: t for name, t in tensors.items() if not name.startswith("backbone.")}
     config = ModelConfig(
         backbone=vit,
@@ -127,17 +136,61 @@ def translate(released: Mapping[str, Tensor], *, n_heads: int) -> Released:
     return Released(config, tensors, unused)
 
 
-def _our_name(name: str) -> str | None:
+def released_name(name: str) -> str:
+    """What a tensor of our models is called in a released checkpoint."""
+    for theirs, ours in PREFIXES.items():
+        if name.startswith(ours):
+            return theirs + _renumbered(name.removeprefix(ours), ours, lambda index: 2 * index)
+    return name
+
+
+def describe(config: ModelConfig) -> str:
+    """What an imported model is, with the data set of the release that has exactly these sizes."""
+    twins = [
+        name for name in TRAINED_ON if config in (PRESETS[name].teacher, PRESETS[name].student)
+    ]
+    origin = f"the sizes of SlotContrast's {twins[0]} model" if twins else "sizes of no release"
+    encoder = (
+        f"features {config.n_patches} x {config.feature_dim} without a backbone"
+        if config.backbone is None
+        else f"{config.backbone} at {config.image_size} px"
+    )
+    return f"{origin}: {config.n_slots} slots of width {config.slot_dim} over {encoder}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a row, the first ten of them when there are more."""
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return ", ".join(map(str, names[:10])) + more
+
+
+def _refusal(source: object, error: Exception) -> str:
+    code = re.search(r"GLOBAL (\S+)", str(error))
+    if code is None:
+        return f"{source} is not a checkpoint or is cut short: get it again"
+    return (
+        f"{source} holds more than tensors and plain values ({code[1]}), which could run code and "
+        "is not loaded: ask its author for the state_dict alone, saved with torch.save"
+    )
+
+
+def _our_name(name: str) -> str:
+    """Our name of a released tensor; a name that is not among those released stays as it is."""
     for theirs, ours in PREFIXES.items():
         if name.startswith(theirs):
             rest = name.removeprefix(theirs)
-            if ours == "decoder.layers.":  # theirs counts the ReLUs between the layers
-                index, _, kind = rest.partition(".")
-                if not index.isdigit() or int(index) % 2:
-                    return None
-                rest = f"{int(index) // 2}.{kind}"
-            return ours + rest
-    return None
+            if ours == DECODER and not re.match(r"\d*[02468]\.", rest):
+                return name
+            return ours + _renumbered(rest, ours, lambda index: index // 2)
+    return name
+
+
+def _renumbered(rest: str, ours: str, change: Callable[[int], int]) -> str:
+    """The released decoder counts the ReLUs between its layers, ours does not."""
+    if ours != DECODER:
+        return rest
+    index, _, kind = rest.partition(".")
+    return f"{change(int(index))}.{kind}"
 
 
 def _vit(tensors: Mapping[str, Tensor]) -> str | None:
@@ -151,9 +204,3 @@ def _vit(tensors: Mapping[str, Tensor]) -> str | None:
     if kernel is None or kernel.shape[1:] != (3, PATCH_SIDE, PATCH_SIDE):
         return None
     return VITS.get((kernel.shape[0], len(blocks)))
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(map(str, names[:10])) + (
-        f" and {len(names) - 10} more" if len(names) > 10 else ""
-    )

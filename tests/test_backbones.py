@@ -1,4 +1,5 @@
 import importlib.resources
+import re
 import sys
 from dataclasses import replace
 
@@ -479,6 +480,22 @@ def test_a_copy_in_the_cache_needs_no_hub(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: str(file))
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     found = build("timm:test_vit", image_size=64)
+    assert found.pretrained
+    assert weights_checksum(found) == weights_checksum(trained)
+
+
+def test_a_file_in_its_place_needs_no_hub(no_copy, monkeypatch, tmp_path):
+    monkeypatch.setenv("SLOTMATCH_DATA", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    place = tmp_path / "weights" / "test_vit.safetensors"
+    with pytest.raises(
+        RuntimeError, match=rf"Put its model.safetensors at {re.escape(str(place))}"
+    ):
+        build("timm:test_vit", image_size=64)
+    trained = build("timm:test_vit", image_size=160, pretrained=False)
+    place.parent.mkdir()
+    save_file(trained.network.state_dict(), place)
+    found = build("timm:test_vit", image_size=160)
     assert found.pretrained
     assert weights_checksum(found) == weights_checksum(trained)
 

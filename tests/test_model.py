@@ -453,6 +453,18 @@ def test_a_saved_model_comes_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_equal_models_give_equal_bytes(tmp_path: Path) -> None:
+    path, contents = tmp_path / "m.safetensors", set()
+    for model in [VideoSlotModel(FROM_FEATURES, seed=5) for _ in range(4)]:
+        save(model, path)
+        contents.add(path.read_bytes())
+    save(load(path), path)
+    contents.add(path.read_bytes())
+    assert len(contents) == 1
+    save(VideoSlotModel(FROM_FEATURES, seed=6), path)
+    assert path.read_bytes() not in contents
+
+
 def test_a_saved_model_finds_its_pretrained_backbone_again(tmp_path: Path) -> None:
     model, path = VideoSlotModel(EMBEDDED), tmp_path / "m.safetensors"
     save(model, path)
