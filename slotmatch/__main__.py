@@ -1,11 +1,12 @@
-"""Segment a video, prepare and check a data set, evaluate a model, export it to ONNX."""
+"""Segment a video, prepare and check a data set, train, evaluate a model, export it to ONNX."""
 
 import argparse
 import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,26 @@ from slotmatch.data import NAMES, SPLITS
 EXPECTED = (ValueError, OSError, RuntimeError)
 """What a wrong argument or a missing file raises, with a message made for the reader."""
 MASKS = ("decoder", "attention")  # slotmatch.model has them too, but takes seconds to import
-MODEL_HELP = "mini-student, mini-teacher, or a file that slotmatch.model.save wrote"
+PROTOCOLS = (  # slotmatch.protocols says what they are, and takes as long
+    "original",
+    "slotcontrast",
+    "slotcontrast_all",
+    "slotcontrast_skip_first",
+    "videosaur",
+    "randsfq",
+)
+MODEL_HELP = (
+    "mini-student, mini-teacher, a file of slotmatch.model.save, a .ckpt that SlotContrast's "
+    "authors released, or hf://user/name"
+)
 PRINTED = {
     "FG-ARI, video": "video_fg_ari",
     "FG-ARI, image": "image_fg_ari",
     "mBO, video": "video_mbo",
     "mBO, image": "image_mbo",
     "J&F": "j_and_f",
+    "ARI, video": "video_ari",
+    "mIoU, video": "video_iou",
 }
 
 
@@ -65,7 +79,7 @@ def prepare(arguments: argparse.Namespace) -> None:
 
     from slotmatch import data
 
-    for split in [arguments.split] if arguments.split else SPLITS:
+    for split in [arguments.split] if arguments.split else data.splits_of(arguments.dataset):
         clips = data.open(arguments.dataset, split, n_videos=arguments.videos)
         sizes, objects = set(), []
         for clip in tqdm(clips, desc=f"checking {split}", unit="video", disable=None):
@@ -81,40 +95,132 @@ def prepare(arguments: argparse.Namespace) -> None:
         )
 
 
+def check(arguments: argparse.Namespace) -> None:
+    """Say what of a real data set is here, what is missing and how to get it."""
+    from slotmatch import data
+
+    report = data.check(arguments.dataset, arguments.root)
+    print(report)
+    if report.missing:
+        raise FileNotFoundError(f"not all of {report.name} is in {report.folder}")
+
+
+def download(arguments: argparse.Namespace) -> None:
+    """Fetch MOVi from its public bucket: what it needs is told first, a stop loses nothing."""
+    from slotmatch.data import download as bucket
+
+    server = bucket.Server(arguments.server) if arguments.server else bucket.Server()
+    planned = bucket.plan(
+        arguments.dataset,
+        split=arguments.split,
+        n_videos=arguments.max_videos,
+        root=arguments.root,
+        server=server,
+    )
+    print(planned, flush=True)
+    bucket.fetch(planned, server=server)
+    print(f"all of it is in {planned.folder}")
+
+
 def evaluate(arguments: argparse.Namespace) -> None:
     """Score a model on a data set, print the scores, and write them and where they come from."""
-    from slotmatch import data, evaluation, profiling, results
-    from slotmatch.data import minimovi
-    from slotmatch.model import load
+    from slotmatch import data
 
     started = time.perf_counter()
-    model = load(arguments.model)
-    clips = data.open(arguments.dataset, arguments.split, n_videos=arguments.videos)
+    name, is_embedded = arguments.dataset, arguments.dataset.startswith("minimovi")
+    split = arguments.split or ("test" if is_embedded else "validation")
+    opened = partial(data.open, name, split, n_videos=arguments.videos)
+    # Files are looked for before a model is loaded, a model before videos are rendered.
+    clips = None if is_embedded else opened()
+
+    import torch
+
+    from slotmatch import evaluation, metrics, profiling, protocols, results
+    from slotmatch.model import load
+
+    default = "original" if is_embedded else "slotcontrast"
+    protocol = protocols.protocol_for(arguments.protocol or default, name)
+    if arguments.masks:
+        protocol = replace(protocol, masks=arguments.masks)
+    model = load(arguments.model).to("cuda" if torch.cuda.is_available() else "cpu")
+    clips = clips or opened()
+    ids, scores = evaluation.evaluate_samples(model, clips, protocol=protocol)
+    videos = [dict(zip(scores, row, strict=True)) for row in zip(*scores.values(), strict=True)]
+    joined = metrics.dataset_metrics(videos)
     entry: dict[str, Any] = {
-        "metrics": evaluation.evaluate(model, clips, masks=arguments.masks),
+        "metrics": scores,
+        "dataset_metrics": joined,
         "parameters": profiling.count_parameters(model)["total"][0],
     }
     if Path(arguments.model).is_file():
         entry["checkpoint"] = results.checksum(arguments.model)
-    settings = {"model": arguments.model, "masks": arguments.masks}
+    settings = {"model": arguments.model, "masks": protocol.masks}
     content = {
         "config": settings | asdict(model.config),
         "seeds": [],
+        "protocol": asdict(protocol),
         "data": {
-            "name": arguments.dataset,
-            "version": minimovi.VERSION,
-            "split": arguments.split,
-            "ids": [clip.id for clip in clips],
+            "name": name,
+            "version": _version(name),
+            "split": split,
+            "videos": len(clips),
+            "ids": ids,
         },
         "models": {"model": entry},
         "wall_seconds": time.perf_counter() - started,
     }
     results.write_results(arguments.output, content)
     texts = results.numbers(results.read_results(arguments.output))
-    print(f"{arguments.model} on {len(clips)} videos of {arguments.dataset} {arguments.split}")
+    scored = len(clips) if protocol.n_videos is None else min(len(clips), protocol.n_videos)
+    print(f"{arguments.model} on {scored} of {len(clips)} videos of {name} {split}")
+    print(f"protocol {protocol.name}: {protocols.PROTOCOLS[protocol.name]}")
     for title, metric in PRINTED.items():
-        print(f"  {title:<14} {texts.get(f'model_{metric}', 'nothing to score')}")
-    print(f"mean x 100 and its 95 % interval over videos; all of it is in {arguments.output}")
+        if metric in scores:
+            print(f"  {title:<14} {texts.get(f'model_{metric}', 'nothing to score')}")
+    pieces = "videos" if protocol.window is None else f"pieces of {protocol.window} frames"
+    print(
+        f"mean x 100 and its 95 % interval over {len(ids)} {pieces}; FG-ARI counts "
+        f"{joined['video_fg_ari_videos']} of them and {joined['image_fg_ari_frames']} frames, "
+        f"mBO {joined['video_mbo_videos']} and {joined['image_mbo_frames']}"
+    )
+    print(f"all of it is in {arguments.output}")
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train a teacher or a student; the same command goes on where it was stopped."""
+    if arguments.teacher and arguments.role == "teacher":
+        raise ValueError(f"--teacher {arguments.teacher} means nothing to a teacher: leave it out")
+
+    from slotmatch import experiments, runs
+
+    experiment = experiments.select(
+        arguments.preset,
+        arguments.dataset,
+        backbone=arguments.backbone,
+        steps=arguments.steps,
+        seed=arguments.seed,
+    )
+    changes = {
+        "mixed_precision": arguments.precision,
+        "accumulate": arguments.accumulate,
+        "gather_negatives": arguments.gather_negatives,
+    }
+    experiment = replace(
+        experiment,
+        teacher=replace(experiment.teacher, **changes),
+        student=replace(experiment.student, **changes),
+    )
+    if arguments.dry_run:
+        print(runs.foresee(arguments.role, experiment))
+        return
+    runs.run(
+        arguments.role,
+        experiment,
+        Path(arguments.output),
+        teacher_file=arguments.teacher,
+        decoded=arguments.decoded,
+        workers=arguments.workers,
+    )
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -129,6 +235,39 @@ def export(arguments: argparse.Namespace) -> None:
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     print(f"  frames of {config.image_size} x {config.image_size} pixels, {config.n_slots} slots")
     print(f"  from {', '.join(INPUTS)} to {', '.join(OUTPUTS)}")
+
+
+def share(arguments: argparse.Namespace) -> None:
+    """Write a model with its card into a folder, or push both to the Hugging Face hub."""
+    if arguments.folder is None and arguments.push is None:
+        raise ValueError("nothing to do: give --folder DIR, --push USER/NAME or both")
+
+    from slotmatch import hub
+    from slotmatch.model import load
+    from slotmatch.results import read_results
+
+    options: dict[str, Any] = {
+        "results": read_results(arguments.results) if arguments.results else None,
+        "entry": arguments.entry,
+        "about": arguments.about,
+        "include_backbone": arguments.with_backbone,
+    }
+    model = load(arguments.model)
+    if arguments.folder is not None:
+        folder = hub.write_folder(model, arguments.folder, **options)
+        print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    if arguments.push is not None:
+        address = hub.push_to_hub(model, arguments.push, private=arguments.private, **options)
+        print(f"on the hub, to be loaded from anywhere: load({address!r})")
+
+
+def _version(dataset: str) -> int | str | None:
+    """The version of a data set's files; None where its name says it."""
+    from slotmatch.data import minimovi, movi
+
+    if dataset.startswith("minimovi"):
+        return minimovi.VERSION
+    return movi.VERSION if dataset.startswith("movi") else None
 
 
 def _stored(folder: Path) -> Iterator[np.ndarray]:
@@ -154,27 +293,96 @@ def _parser() -> argparse.ArgumentParser:
     _add_masks(command)
     command.set_defaults(run=segment)
 
-    command = commands.add_parser("data", help="prepare a data set", description=_line(prepare))
-    command.add_argument("dataset", metavar="NAME", choices=NAMES, help=", ".join(NAMES))
-    command.add_argument("--split", choices=SPLITS, help="only this one")
-    command.add_argument("--videos", type=_positive, metavar="N", help="only the first N videos")
-    command.set_defaults(run=prepare)
+    command = commands.add_parser("data", help="prepare or check a data set")
+    actions = command.add_subparsers(dest="dataset", required=True, metavar="NAME")
+    for name in NAMES:
+        action = actions.add_parser(name, description=_line(prepare))
+        action.add_argument("--split", choices=SPLITS, help="only this one")
+        action.add_argument("--videos", type=_positive, metavar="N", help="only the first N videos")
+        action.set_defaults(run=prepare)
+    action = actions.add_parser(
+        "check", help="is a real one here, what is missing", description=_line(check)
+    )
+    action.add_argument("dataset", metavar="NAME", choices=NAMES, help=", ".join(NAMES))
+    action.add_argument(
+        "--root", metavar="DIR", help="holds the data sets; default: SLOTMATCH_DATA"
+    )
+    action.set_defaults(run=check)
+    action = actions.add_parser("download", help="fetch MOVi", description=_line(download))
+    movi = [name for name in NAMES if name.startswith("movi_")]
+    action.add_argument("dataset", metavar="NAME", choices=movi, help=", ".join(movi))
+    action.add_argument("--split", choices=SPLITS, help="only this one")
+    action.add_argument(
+        "--max-videos", type=_positive, metavar="N", help="only what the first N videos are in"
+    )
+    action.add_argument("--root", metavar="DIR", help="gets the files; default: SLOTMATCH_DATA")
+    action.add_argument("--server", metavar="URL", help="a mirror of storage.googleapis.com")
+    action.set_defaults(run=download)
 
     command = commands.add_parser("evaluate", help="score a model", description=_line(evaluate))
     command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     command.add_argument("dataset", metavar="DATASET", choices=NAMES, help=", ".join(NAMES))
-    command.add_argument("--split", choices=SPLITS, default="test", help="default: %(default)s")
+    command.add_argument(
+        "--split", choices=SPLITS, help="default: test, or validation of a real data set"
+    )
     command.add_argument("--videos", type=_positive, metavar="N", help="only the first N videos")
-    _add_masks(command)
+    command.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        help="rules of the scores; default: original, or slotcontrast for a real data set",
+    )
+    command.add_argument("--masks", choices=MASKS, help="whose masks; default: the protocol's")
     command.add_argument(
         "--output", default="results.json", metavar="FILE", help="default: %(default)s"
     )
     command.set_defaults(run=evaluate)
 
+    command = commands.add_parser("train", help="a teacher or a student", description=_line(train))
+    command.add_argument("role", choices=("teacher", "student"))
+    command.add_argument("--dataset", required=True, metavar="NAME", choices=NAMES)
+    command.add_argument("--preset", choices=("smoke", "mini", "paper"), default="paper")
+    command.add_argument("--backbone", default="embedded", help="default: the preset's own pair")
+    command.add_argument(
+        "--teacher", default="", metavar="MODEL", help=f"of a student: {MODEL_HELP}"
+    )
+    command.add_argument("--output", required=True, metavar="DIR", help="the run's folder")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--steps", type=_positive, default=0, help="default: the preset's")
+    command.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no")
+    command.add_argument(
+        "--accumulate", type=_positive, default=1, metavar="N", help="N parts, for less memory"
+    )
+    command.add_argument(
+        "--gather-negatives", action="store_true", help="of the contrast, from all processes"
+    )
+    command.add_argument("--workers", type=int, metavar="N", help="threads that read ahead")
+    command.add_argument(
+        "--decoded", action="store_true", help="keep decoded frames on disk, to read them faster"
+    )
+    command.add_argument("--dry-run", action="store_true", help="only say what it will take")
+    command.set_defaults(run=train)
+
     command = commands.add_parser("export", help="an ONNX file", description=_line(export))
     command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     command.add_argument("file", metavar="FILE", help="gets written, such as student.onnx")
     command.set_defaults(run=export)
+
+    command = commands.add_parser(
+        "share", help="a folder with a model card, the hub", description=_line(share)
+    )
+    command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    command.add_argument("--folder", metavar="DIR", help="gets model.safetensors and its card")
+    command.add_argument(
+        "--push", metavar="USER/NAME", help="on the hub; needs `hf auth login` or HF_TOKEN"
+    )
+    command.add_argument("--private", action="store_true", help="if the push makes USER/NAME")
+    command.add_argument("--results", metavar="FILE", help="a results.json with its scores")
+    command.add_argument("--entry", metavar="NAME", help="which model in there this is")
+    command.add_argument("--about", default="", metavar="TEXT", help="a sentence for the card")
+    command.add_argument(
+        "--with-backbone", action="store_true", help="its weights too, for use without a network"
+    )
+    command.set_defaults(run=share)
     return parser
 
 

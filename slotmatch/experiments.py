@@ -2,7 +2,12 @@
 
 ``smoke`` takes seconds and only shows that everything works; its numbers mean nothing. ``mini`` is
 the default, for embedded data on two CPU cores. ``paper`` has the published sizes and schedule, for
-a GPU.
+a GPU, and trains from frames: the features of all of MOVi-E would fill 200 GB.
+
+Embedded data sets have three splits of their own. Of a real one the split that the literature
+scores is the ``test`` here: MOVi's and DAVIS's ``validation``, the hold-out of YouTube-VIS and
+OVIS. What is chosen is chosen on the last ``HELD_BACK`` videos of its ``train`` split, which are
+not trained on.
 """
 
 import math
@@ -10,27 +15,52 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import overload
 
 import numpy as np
 import pandas as pd
 
 from slotmatch import backbones, data, evaluation, paths
 from slotmatch.data import Clip
+from slotmatch.data.preprocessing import PREPROCESSING
 from slotmatch.features import cached_features
+from slotmatch.loading import Frames
 from slotmatch.model import VideoSlotModel, load, save
 from slotmatch.presets import PRESETS, ModelConfig, Preset
 from slotmatch.training import INHERITABLE, TrainConfig, train
 
 __all__ = [
+    "HELD_BACK",
+    "RELEASED",
     "SIZES",
     "Experiment",
     "example_clips",
+    "lighter",
     "load_teacher",
     "read_features",
+    "read_teacher",
+    "released_path",
     "select",
     "teacher_path",
     "train_mini_teacher",
+    "training_clips",
 ]
+
+HELD_BACK = 100
+"""Videos at the end of a real data set's train split that are for choosing; a tenth of few."""
+SCORED = "validation"
+"""The split of a real data set that the literature scores."""
+VIDEO_SETS = ("ytvis2021", "ovis", "davis2017", "davis2016")
+"""Real videos: sizes and schedule of YouTube-VIS 2021."""
+RELEASED: Mapping[str, str] = MappingProxyType(
+    {
+        "movi_c": "movi_c.ckpt",
+        "movi_d": "movi_e.ckpt",
+        "movi_e": "movi_e.ckpt",
+        **dict.fromkeys(VIDEO_SETS, "ytvis.ckpt"),
+    }
+)
+"""SlotContrast's released file by data set; where there is none, that of the same sizes."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +81,72 @@ class Experiment:
     inherited: tuple[str, ...]
 
     @property
+    def embedded(self) -> bool:
+        """Whether the data are made on this machine."""
+        return self.dataset.startswith("minimovi_")
+
+    @property
+    def from_frames(self) -> bool:
+        """Whether backbones run in every step, instead of once for cached features."""
+        return self.name == "paper"
+
+    @property
     def scratch(self) -> TrainConfig:
-        """A student without any teacher: the teacher's recipe in the student's number of steps."""
-        return _shortened(self.teacher, self.student.steps)
+        """A student without a teacher: the teacher's recipe over as many frames as the student."""
+        frames = [config.batch_size * config.clip_length for config in (self.student, self.teacher)]
+        return _shortened(self.teacher, math.ceil(self.student.steps * frames[0] / frames[1]))
 
     def open(self, split: str, *, progress: bool = False) -> Sequence[Clip]:
-        """The clips of a split, as many as the experiment takes."""
+        """The clips of a split, as many as the experiment takes.
+
+        ``"train"``, ``"validation"`` (for choosing) or ``"test"`` (scored). Of a real data set the
+        first two are parts of its train split: see the top of this module.
+
+        Raises:
+            ValueError: another split.
+            FileNotFoundError: a real data set whose files are not on this machine.
+        """
+        if split not in self.n_videos:
+            raise ValueError(
+                f"no split is called {split!r}; choose from {', '.join(self.n_videos)}"
+            )
         n_videos = self.n_videos[split]
-        return data.open(self.dataset, split, n_videos=n_videos, progress=progress)
+        if self.embedded:
+            return data.open(self.dataset, split, n_videos=n_videos, progress=progress)
+        if split == "test":
+            clips = data.open(self.dataset, SCORED, progress=progress)
+            return Part(clips, range(len(clips))[:n_videos])
+        clips = data.open(self.dataset, "train", progress=progress)
+        first_held_back = len(clips) - min(HELD_BACK, math.ceil(len(clips) / 10))
+        videos = range(first_held_back if split == "train" else len(clips))
+        return Part(clips, videos[first_held_back if split == "validation" else 0 :][:n_videos])
+
+
+class Part(Sequence[Clip]):
+    """Some clips of a data set, read when asked for."""
+
+    def __init__(self, clips: Sequence[Clip], indices: range) -> None:
+        self.clips, self.indices = clips, indices
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Names of the clips, in order."""
+        names = getattr(self.clips, "ids", None)
+        if names is None:
+            return tuple(self.clips[i].id for i in self.indices)
+        return tuple(names[i] for i in self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, index: int) -> Clip: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Clip]: ...
+    def __getitem__(self, index: int | slice) -> Clip | Sequence[Clip]:
+        if isinstance(index, slice):
+            return Part(self.clips, self.indices[index])
+        return self.clips[self.indices[index]]
 
 
 MINI_TEACHER = TrainConfig(
@@ -80,13 +168,13 @@ MINI_TEACHER = TrainConfig(
 
 MINI_STUDENT = replace(
     MINI_TEACHER,
-    steps=2500,
+    steps=4000,
     batch_size=3,
     clip_length=8,
-    learning_rate=7e-4,
+    learning_rate=1e-3,
     warmup_steps=200,
     decay=0.05,
-    match_weight=0.3,
+    match_weight=0.1,
     attention_weight=0.0,
     attention_until=0.0,
     validate_every=500,
@@ -142,11 +230,12 @@ def select(
     models, teacher, student = PRESETS["mini"], MINI_TEACHER, MINI_STUDENT
     inherited = tuple(INHERITABLE)
     if preset == "paper":
-        models = PRESETS.get(dataset.removeprefix("mini"), PRESETS["movi_c"])
+        like = "ytvis2021" if dataset in VIDEO_SETS else "movi_c"
+        models = PRESETS.get(dataset.removeprefix("mini"), PRESETS[like])
         teacher, student = PAPER, replace(PAPER, match_weight=1.0)
         if dataset in ("movi_e", "minimovi_e"):
             teacher, student = replace(teacher, steps=300_000), replace(student, steps=300_000)
-        if dataset in ("ytvis2021", "davis2017"):
+        if dataset in VIDEO_SETS:
             teacher, student = (
                 replace(config, learning_rate=8e-4, flip_probability=0.0)
                 for config in (teacher, student)
@@ -172,10 +261,50 @@ def select(
     )
 
 
+def lighter(experiment: Experiment, decoder_width: int) -> Experiment:
+    """The experiment with another width of the student's decoder, beyond the paper.
+
+    With any but its teacher's width the student cannot start from its teacher's decoder: that part
+    then starts from chance.
+
+    Raises:
+        ValueError: a width that is not a positive integer.
+    """
+    teacher = experiment.models.teacher
+    student = replace(experiment.models.student, decoder_hidden=decoder_width)
+    left_out = "decoder" if decoder_width != teacher.decoder_hidden else None
+    return replace(
+        experiment,
+        models=replace(experiment.models, student=student),
+        inherited=tuple(part for part in experiment.inherited if part != left_out),
+    )
+
+
+def training_clips(
+    experiment: Experiment, config: ModelConfig, *, progress: bool = False
+) -> np.ndarray | Frames:
+    """What a model of ``config`` trains on: cached features, or preprocessed clips at ``paper``.
+
+    The clips start and are cropped as ``slotmatch.data.preprocessing`` has it for the data set;
+    teacher and student see the same ones. Whether one is mirrored is the training's choice.
+    """
+    if not experiment.from_frames:
+        return _cached(experiment, "train", config, progress)
+    preprocessing = replace(PREPROCESSING[experiment.dataset], flip_probability=0.0)
+    return Frames(experiment.open("train", progress=progress), preprocessing)
+
+
 def read_features(
     experiment: Experiment, split: str, config: ModelConfig, *, progress: bool = False
-) -> np.ndarray:
-    """Features (N,T,P,F) of a split by the backbone of ``config``, computed once, then cached."""
+) -> np.ndarray | None:
+    """Features (N,T,P,F) of a split by the backbone of ``config``, computed once, then cached.
+
+    None where the experiment works from frames: evaluation then runs the backbone itself.
+    """
+    return None if experiment.from_frames else _cached(experiment, split, config, progress)
+
+
+def _cached(experiment: Experiment, split: str, config: ModelConfig, progress: bool) -> np.ndarray:
     assert config.backbone is not None
     assert config.image_size is not None
     clips = experiment.open(split, progress=progress)
@@ -194,22 +323,63 @@ def teacher_path(experiment: Experiment) -> Path:
 def load_teacher(experiment: Experiment) -> tuple[VideoSlotModel, str]:
     """The teacher to distil from, and where it comes from.
 
-    That is the one ``02_teacher`` trained with the same parameters, or else the one that comes with
-    the package; either only if it has the experiment's architecture.
+    That is the one ``02_teacher`` or ``slotmatch train teacher`` trained with the same parameters,
+    or else the one that comes with the package; either only if it has the experiment's
+    architecture. At the preset ``paper`` it is the one SlotContrast's authors released, if its file
+    is at ``released_path``.
 
     Raises:
-        FileNotFoundError: neither exists; the message says how to make one.
+        FileNotFoundError: none exists; the message says how to get one.
+        ValueError: a released file that is damaged or does not fit the student.
     """
     own = teacher_path(experiment)
     if own.is_file() and (teacher := load(own)).config == experiment.models.teacher:
-        return teacher, f"trained by 02_teacher: {own.name}"
+        return teacher, f"trained here: {own.name}"
+    released = released_path(experiment)
+    if released is not None and released.is_file():
+        return read_teacher(released, experiment.models.student)
     if experiment.models == PRESETS["mini"]:
         return load("mini-teacher"), "mini-teacher, which comes with the package"
     raise FileNotFoundError(
         f"there is no teacher of preset {experiment.name} with backbone "
         f"{experiment.models.teacher.backbone} for {experiment.dataset}: run 02_teacher with the "
-        "same parameters first, or take -p preset mini -p backbone embedded"
+        f"same parameters first (or python -m slotmatch train teacher), {_or_released(released)}"
+        "or take -p preset mini -p backbone embedded"
     )
+
+
+def released_path(experiment: Experiment) -> Path | None:
+    """Where a teacher that SlotContrast's authors released is looked for; None: there is none."""
+    name = RELEASED.get(experiment.dataset)
+    if experiment.name != "paper" or name is None:
+        return None
+    return paths.cache_dir() / "teachers" / "slotcontrast" / name
+
+
+def _or_released(path: Path | None) -> str:
+    if path is None:
+        return ""
+    return f"put {path.name}, which SlotContrast's authors released, at {path}, "
+
+
+def read_teacher(name_or_path: str | Path, student: ModelConfig) -> tuple[VideoSlotModel, str]:
+    """A teacher that ``slotmatch.model.load`` takes, and where it comes from.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or its slots cannot be compared with the student's.
+    """
+    teacher = load(name_or_path)
+    released = Path(name_or_path).suffix == ".ckpt"
+    origin = f"{'released by SlotContrast: ' if released else ''}{Path(name_or_path).name}"
+    for name in ("n_slots", "slot_dim", "n_patches"):
+        theirs, own = getattr(teacher.config, name), getattr(student, name)
+        if theirs != own:
+            raise ValueError(
+                f"the teacher {name_or_path} has {name} {theirs}, the student {own}: take the "
+                "data set and preset that the teacher was made for"
+            )
+    return teacher, f"{origin}, {teacher.config.backbone or 'from features'}"
 
 
 def train_mini_teacher(output: Path, *, progress: bool | None = None) -> pd.DataFrame:
@@ -219,7 +389,7 @@ def train_mini_teacher(output: Path, *, progress: bool | None = None) -> pd.Data
     """
     parts = [select("mini", dataset) for dataset in MINI_TEACHER_DATA]
     config = parts[0].models.teacher
-    features = [read_features(part, "train", config, progress=True) for part in parts]
+    features = [_cached(part, "train", config, progress=True) for part in parts]
     scorers = {
         part.dataset: evaluation.score_on(
             part.open("validation"), read_features(part, "validation", config)

@@ -33,6 +33,7 @@ from slotmatch import paths
 from slotmatch.results import (
     checksum,
     comparison_table,
+    difference,
     numbers,
     read_results,
     score_table,
@@ -42,10 +43,12 @@ from slotmatch.results import (
 __all__ = [
     "PRESETS",
     "Parameters",
+    "TrainingParameters",
     "build_book",
     "check_parameters",
     "checksum",
     "comparison_table",
+    "difference",
     "numbers",
     "read_results",
     "record",
@@ -84,7 +87,7 @@ class Parameters:
         """Refuse values that would only fail after minutes."""
         for field in fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, field.type) or isinstance(value, bool):  # type: ignore[arg-type]
+            if type(value) is not field.type:  # so True is no int
                 kind = getattr(field.type, "__name__", field.type)
                 raise ValueError(f"{field.name}={value!r} is not of type {kind}")
         if self.preset not in PRESETS:
@@ -128,6 +131,13 @@ class Parameters:
     def results(self) -> Path:
         """Where the run's result file goes."""
         return Path(self.output) / RESULTS_FILE
+
+
+@dataclass(frozen=True)
+class TrainingParameters(Parameters):
+    """Those of a notebook that shows committed results unless ``train`` tells it to make them."""
+
+    train: bool
 
 
 def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
@@ -195,8 +205,7 @@ def build_book(source: Path, output: Path) -> bool:
         RuntimeError: the build warned or failed; the message holds what it printed.
     """
     stamp = output / "_build" / "book.key"
-    files = sorted(path for path in source.rglob("*") if path.is_file())
-    key = _key(files, [_versions()], base=source)
+    key = _key(_files(source), [_versions()], base=source)
     site = output / "_build" / "html"
     if stamp.is_file() and stamp.read_text() == key and (site / "index.html").is_file():
         return False
@@ -305,15 +314,17 @@ def _refuse_unknown(names: Iterable[str], choices: list[str], notebook: str) -> 
             raise ValueError(f"{notebook} has no parameter {name!r}, only {choices}{hint}")
 
 
-def _package_files() -> list[Path]:
-    files = (path for path in paths.PACKAGE.rglob("*") if path.is_file())
+def _files(folder: Path) -> list[Path]:
+    files = (path for path in folder.rglob("*") if path.is_file())
     return sorted(path for path in files if "__pycache__" not in path.parts)
 
 
 def _notebook_key(source: Path, parameters: Mapping[str, Any]) -> str:
-    """What a notebook's outcome depends on: itself, its parameters, this package, all versions."""
-    package = _key(_package_files(), _versions(), base=paths.PACKAGE)
-    return _key([source], [sorted(parameters.items()), package], base=source.parent)
+    """What a notebook's outcome depends on: itself, its parameters, this package, committed
+    results, all versions."""
+    package = _key(_files(paths.PACKAGE), _versions(), base=paths.PACKAGE)
+    committed = _key(_files(paths.RESULTS), [], base=paths.RESULTS)
+    return _key([source], [sorted(parameters.items()), package, committed], base=source.parent)
 
 
 def _forget_other_run(folder: Path, key: str) -> None:

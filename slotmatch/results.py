@@ -20,6 +20,7 @@ from slotmatch import paths, stats
 __all__ = [
     "checksum",
     "comparison_table",
+    "difference",
     "environment",
     "numbers",
     "read_results",
@@ -41,7 +42,10 @@ PACKAGES = (
     "accelerate",
 )
 PERCENTAGES = frozenset(
-    {"video_fg_ari", "image_fg_ari", "video_mbo", "image_mbo", "j", "f", "j_and_f"}
+    {
+        *("video_fg_ari", "image_fg_ari", "video_mbo", "image_mbo", "j", "f", "j_and_f"),
+        *("video_ari", "video_iou"),
+    }
 )
 """Metrics in [0, 1] that papers print times 100."""
 LABELS = {
@@ -134,6 +138,18 @@ def score_table(results: Mapping[str, Any], headings: Mapping[str, str]) -> pd.D
         for metric, heading in headings.items()
     }
     return pd.DataFrame(columns, index=names)
+
+
+def difference(results: Mapping[str, Any], first: str, second: str, metric: str) -> str:
+    """The mean of ``first - second`` over the same videos: ``"-3.9 [-5.9, -2.0]"``, times 100.
+
+    Its interval is that of `slotmatch.stats.paired_difference`. Videos that are skipped in either
+    model are left out.
+    """
+    scores = [results["models"][name]["metrics"][metric] for name in (first, second)]
+    values = 100 * np.array(scores, float)  # None, a skipped video in a file, becomes nan
+    found = stats.paired_difference(*values[:, ~np.isnan(values).any(axis=0)])
+    return f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
 
 
 def numbers(results: Mapping[str, Any]) -> dict[str, str | float | int]:

@@ -7,37 +7,45 @@ was not.
 Shapes: N videos; B clips, T frames, K slots, D slot width, P patches, F feature width.
 """
 
-import hashlib
 import json
 import math
 import pickle
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
-from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from slotmatch import paths
-from slotmatch.features import HasVideo, weights_checksum
-from slotmatch.losses import CORRESPONDENCES, feature_reconstruction, slot_contrast, slot_match
+from slotmatch.features import weights_checksum
+from slotmatch.loading import Chance, Features, Loader, Source, Videos, source
 from slotmatch.metrics import mask_entropy
-from slotmatch.model import SlotOutput, VideoSlotModel
+from slotmatch.model import VideoSlotModel
+from slotmatch.objective import Objective, first_slots, full_precision
+from slotmatch.recipe import (
+    PRECISIONS,
+    TERMS,
+    TrainConfig,
+    learning_rate_factor,
+    term_weights,
+)
 
 __all__ = [
     "CHECKPOINT",
     "INHERITABLE",
+    "LOG",
     "LOG_COLUMNS",
     "PRECISIONS",
     "TrainConfig",
@@ -47,10 +55,10 @@ __all__ = [
     "train",
 ]
 
-PRECISIONS = ("no", "bf16", "fp16")
 CHECKPOINT = "checkpoint.pt"
 """Name of the checkpoint in a run's output folder."""
-TERMS = ("reconstruction", "contrast", "match", "attention")
+LOG = "log.csv"
+"""Name of the log beside it, of the same step."""
 LOG_COLUMNS = (
     "step",
     "loss",
@@ -71,127 +79,15 @@ INHERITABLE: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """Parts a student can start from, and in what of its config it then has to equal its teacher."""
+DEFAULTS = {
+    field.name: field.default for field in fields(TrainConfig) if field.default is not MISSING
+}
+DAMAGED = (RuntimeError, OSError, KeyError, EOFError, ValueError, TypeError, pickle.PickleError)
+"""What reading a checkpoint raises that is not one."""
 COLLAPSED = 0.999
 """Cosine of a frame's slots, or relative entropy of attention, from which on slots are all one."""
 
-Videos = np.ndarray | Tensor | Sequence[HasVideo]
 Validate = Callable[[VideoSlotModel], Mapping[str, float]]
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How a model is trained. The defaults are SlotContrast's, apart from its batch of 64 clips.
-
-    A term of weight 0 is neither computed nor logged (nan).
-
-    Raises:
-        ValueError: a field out of its range; the message has its name, its value and what it may
-            be.
-    """
-
-    steps: int
-    batch_size: int = 16  # clips of a step, over all processes
-    clip_length: int = 4  # frames
-    learning_rate: float = 4e-4  # the largest
-    warmup_steps: int = 2500
-    decay: float = 0.5  # share of the learning rate that is left at the end
-    grad_clip: float | None = 0.05  # largest norm of the gradient; None: any
-    reconstruction_weight: float = 1.0
-    contrast_weight: float = 0.5  # alpha
-    match_weight: float = 0.0  # beta
-    temperature: float = 0.1  # of the contrast
-    correspondence: str = "index"  # which teacher slot a student slot answers to
-    attention_weight: float = 0.0  # ours: slot attention's masks have to explain the features too
-    attention_until: float = 0.0  # share of the steps over which that weight fades; 0: it stays
-    patch_fraction: float = 1.0  # share of the patches decoded in a step, drawn anew in each
-    flip_probability: float = 0.0  # of mirroring a clip; only with videos
-    seed: int = 0
-    mixed_precision: str = "no"
-    log_every: int = 50
-    validate_every: int = 1000
-    checkpoint_every: int = 1000
-
-    def __post_init__(self) -> None:
-        weights = tuple(f"{term}_weight" for term in TERMS)
-        every = ("log_every", "validate_every", "checkpoint_every")
-        rules: list[tuple[Iterable[str], str, Callable[[Any], bool]]] = [
-            (
-                ("steps", "batch_size", "clip_length", *every),
-                "a whole number of 1 or more",
-                lambda value: _is_whole(value) and value >= 1,
-            ),
-            (
-                ("warmup_steps", "seed"),
-                "a whole number of 0 or more",
-                lambda value: _is_whole(value) and value >= 0,
-            ),
-            (
-                ("learning_rate", "temperature"),
-                "a positive number",
-                lambda value: _is_number(value) and value > 0,
-            ),
-            (weights, "a number of 0 or more", lambda value: _is_number(value) and value >= 0),
-            (
-                ("grad_clip",),
-                "a positive number or None",
-                lambda value: value is None or (_is_number(value) and value > 0),
-            ),
-            (
-                ("attention_until", "flip_probability"),
-                "a number from 0 to 1",
-                lambda value: _is_number(value) and 0 <= value <= 1,
-            ),
-            (
-                ("patch_fraction", "decay"),
-                "a number above 0, up to 1",
-                lambda value: _is_number(value) and 0 < value <= 1,
-            ),
-            (("correspondence",), f"one of {CORRESPONDENCES}", CORRESPONDENCES.__contains__),
-            (("mixed_precision",), f"one of {PRECISIONS}", PRECISIONS.__contains__),
-        ]
-        for names, what, holds in rules:
-            for name in names:
-                if not holds(value := getattr(self, name)):
-                    raise ValueError(f"{name} must be {what}, got {value!r}")
-        if self.warmup_steps >= self.steps:
-            raise ValueError(
-                f"warmup_steps {self.warmup_steps} must be less than steps {self.steps}, or the "
-                f"learning rate never arrives: try warmup_steps={self.steps // 10}"
-            )
-        if not any(getattr(self, weight) for weight in weights):
-            raise ValueError(f"there is nothing to learn: {', '.join(weights)} are all 0")
-        if self.contrast_weight and self.clip_length < 2:
-            raise ValueError(
-                "the contrast compares neighbouring frames: set clip_length to 2 or more, or "
-                f"contrast_weight to 0, not {self.clip_length} and {self.contrast_weight}"
-            )
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def learning_rate_factor(step: int, *, warmup_steps: int, steps: int, decay: float = 0.5) -> float:
-    """Multiplier of the learning rate in a step, counted from 0: linearly up to 1, then down.
-
-    With w warm-up steps of s in all: step / w, then decay ** ((step - w) / (s - w)). SlotContrast
-    only halves it. A warm-up's step 0 changes nothing.
-    """
-    if step < warmup_steps:
-        return step / warmup_steps
-    return decay ** ((step - warmup_steps) / (steps - warmup_steps))
-
-
-def term_weights(config: TrainConfig, step: int) -> dict[str, float]:
-    """Weight of each term of the loss in a step, counted from 0."""
-    weights = {term: float(getattr(config, f"{term}_weight")) for term in TERMS}
-    if config.attention_until:
-        weights["attention"] *= max(0.0, 1 - step / (config.attention_until * config.steps))
-    return weights
 
 
 def start_from(
@@ -241,22 +137,25 @@ def train(
     teacher: VideoSlotModel | None = None,
     teacher_clips: Videos | None = None,
     validate: Validate | None = None,
+    workers: int | None = None,
     progress: bool | None = None,
 ) -> pd.DataFrame:
     """Train a model in place, leave it in evaluation mode, and return the log.
 
     Runs on a GPU if there is one, and in as many processes as ``accelerate launch`` started. Each
-    takes an equal part of the batch; a slot's negatives are those of its own process, as in
-    SlotContrast. Clips start at any frame, where SlotContrast's start at multiples of their length.
+    takes an equal part of the batch. With ``gather_negatives`` the result is that of one process
+    with the whole batch, up to rounding; without, a slot's negatives are those of its own process,
+    as in SlotContrast, and so depend on the number of processes. ``accumulate`` never matters.
 
-    ``output`` gets a checkpoint every so often. The same call goes on from there, to the same
-    weights and, but for ``seconds``, the same log; if the run is finished it loads the result.
-    Deleting the checkpoint starts afresh.
+    ``output`` gets a checkpoint every so often, and the log. The same call goes on from there, to
+    the same weights and, but for ``seconds``, the same log; if the run is finished it loads the
+    result. Deleting the checkpoint starts afresh.
 
     Args:
         model: the student, or the teacher to be. Its own weights are the start.
         clips: its features, an array (N,T,P,F) such as ``features.cached_features`` gives, or N
-            videos, whose frames then pass the backbone in every step.
+            videos, whose frames then pass the backbone in every step: clips that start anywhere,
+            or as the preprocessing of a ``loading.Frames`` says.
         config: everything else.
         output: the run's folder.
         teacher: for the match term. It sees the same frames, in evaluation mode and without its
@@ -265,6 +164,7 @@ def train(
             videos. Left out if teacher and student read the same.
         validate: called with the model every ``validate_every`` steps and after the last, by the
             first process; its numbers join the log. The bar shows an entry ``video_fg_ari``.
+        workers: threads that read ahead (``loading.Loader``); they do not change the result.
         progress: shows a bar; None: if the output is a terminal.
 
     Returns:
@@ -280,7 +180,7 @@ def train(
         RuntimeError: a loss or gradient that is not finite; the model keeps the weights before that
             step.
     """
-    trainer = _Trainer(model, clips, config, teacher, teacher_clips)
+    trainer = _Trainer(model, clips, config, teacher, teacher_clips, workers)
     checkpoint = Path(output) / CHECKPOINT
     done, rows = trainer.restore(checkpoint)
     started = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
@@ -289,7 +189,7 @@ def train(
     bar = tqdm(total=config.steps, initial=done, unit="step", mininterval=0.5, disable=hidden)
     shown: dict[str, str] = {}
     may_warn = True
-    with bar:
+    with bar, trainer.loader:
         for step in range(done, config.steps):
             try:
                 row, slots, attention = trainer.update(step)
@@ -311,8 +211,7 @@ def train(
                 trainer.save(checkpoint, done, rows)
             bar.update()
     model.eval()
-    extra = dict.fromkeys(key for row in rows for key in row if key not in LOG_COLUMNS)
-    return pd.DataFrame(rows, columns=[*LOG_COLUMNS, *extra])
+    return _table(rows)
 
 
 class _Trainer:
@@ -325,9 +224,10 @@ class _Trainer:
         config: TrainConfig,
         teacher: VideoSlotModel | None,
         teacher_clips: Videos | None,
+        workers: int | None,
     ) -> None:
         self.config = config
-        self.source = _source(clips)
+        self.source = source(clips)
         self.source.check("clips", model, config)
         self.teacher = self.teacher_source = None
         if config.match_weight:
@@ -335,15 +235,27 @@ class _Trainer:
                 model, self.source, config, teacher, teacher_clips
             )
         self.accelerator = _accelerator(config)
-        self.objective = _Objective(model, config).train()
+        self.objective = Objective(model, config).train()
         self.trainable = [p for p in self.objective.parameters() if p.requires_grad]
         adam = torch.optim.Adam(self.trainable, lr=config.learning_rate, fused=True)
         self.wrapped, self.optimiser = self.accelerator.prepare(self.objective, adam)
         if self.teacher is not None:
             self.teacher.to(self.accelerator.device).eval()
-        share = config.batch_size // self.accelerator.num_processes
-        rank = self.accelerator.process_index
+        n_processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        self.gathers = config.gather_negatives and n_processes > 1
+        share = config.batch_size // n_processes
         self.share = slice(rank * share, (rank + 1) * share)
+        sources = [self.source]
+        if self.teacher_source is not None and self.teacher_source is not self.source:
+            sources.append(self.teacher_source)
+        self.loader = Loader(
+            sources,
+            config,
+            share=self.share,
+            n_patches=model.config.n_patches,
+            device=self.accelerator.device,
+            workers=workers,
+        )
         self.identity = json.dumps(self._identity())
 
     def update(self, step: int) -> tuple[dict[str, float], Tensor, Tensor]:
@@ -352,12 +264,7 @@ class _Trainer:
         Raises:
             FloatingPointError: a number is not finite; nothing was changed.
         """
-        config, device = self.config, self.accelerator.device
-        chance = _draw(config, step, len(self.source), self.objective.model.config.n_patches)
-        batch = self.source.read(chance, self.share, config.clip_length, device)
-        seed = chance.seed + self.accelerator.process_index
-        wanted = self._teacher_slots(chance, batch, seed)
-        patches = None if chance.patches is None else chance.patches.to(device)
+        config = self.config
         weights = term_weights(config, step)
         rate = config.learning_rate * learning_rate_factor(
             step, warmup_steps=config.warmup_steps, steps=config.steps, decay=config.decay
@@ -365,21 +272,89 @@ class _Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
 
+        chance, batches = self.loader.read(step)
         try:
-            loss, terms, slots, attention = self.wrapped(batch, patches, seed, wanted, weights)
+            pieces = self._pieces(chance, batches)
+            results = self._backward(pieces, chance, weights)
         except ValueError as error:  # shapes were checked: only numbers can be wrong by now
             raise FloatingPointError(f"step {step + 1} is not finite: {error}") from error
-        self.accelerator.backward(loss)
         limit = math.inf if config.grad_clip is None else config.grad_clip
         norm = self.accelerator.clip_grad_norm_(self.trainable, limit)
-        values = torch.stack([loss.detach(), norm, *(term.detach() for term in terms.values())])
-        values = self.accelerator.reduce(values, "mean").tolist()
+        terms = list(results[0].terms)
+        values = torch.stack([result.values for result in results]).mean(0)
+        values = self.accelerator.reduce(torch.cat([values, norm[None]]), "mean").tolist()
         row = {"step": step + 1, "learning_rate": rate} | dict.fromkeys(TERMS, math.nan)
-        row |= dict(zip(("loss", "grad_norm", *terms), values, strict=True))
+        row |= dict(zip(("loss", *terms, "grad_norm"), values, strict=True))
         self._require_finite(row, terms)
         self.optimiser.step()
         self.optimiser.zero_grad()
-        return row, slots, attention
+        slots = torch.cat([result.slots for result in results])
+        return row, slots, torch.cat([result.attention for result in results])
+
+    @torch.no_grad()
+    def _pieces(self, chance: Chance, batches: list[Tensor]) -> "list[_Piece]":
+        """The parts of this process's share: what the student sees and the teacher says of it.
+
+        Everything without a gradient happens here, so that the frozen backbones run once.
+        """
+        size = len(batches[0]) // self.config.accumulate
+        pieces = []
+        for start in range(0, len(batches[0]), size):
+            own, *others = (batch[start : start + size] for batch in batches)
+            first = self.share.start + start
+            place = slice(first, first + size)
+            with self.accelerator.autocast():
+                features = self.objective.model.encode(own) if own.ndim == 5 else own
+                wanted = self._teacher_slots(others[0] if others else own, chance.seed, place)
+            pieces.append(_Piece(features, wanted, place))
+        return pieces
+
+    def _teacher_slots(self, clips: Tensor, seed: int, place: slice) -> Tensor | None:
+        if self.teacher is None:
+            return None
+        run = self.teacher.forward if clips.ndim == 5 else self.teacher.forward_features
+        state = first_slots(self.teacher, self.config, seed, place)
+        return run(clips, decode=False, state=state).slots
+
+    def _backward(
+        self, pieces: "Sequence[_Piece]", chance: Chance, weights: Mapping[str, float]
+    ) -> "list[_Result]":
+        """Leave the gradient of the whole batch's loss in the weights, one piece after another."""
+        patches = chance.patches
+        if patches is not None:
+            patches = patches.to(self.accelerator.device)
+        everyone = self._everyone(pieces, chance.seed)
+        origin = 0 if self.gathers else self.share.start
+        results = []
+        for piece in pieces:
+            among = slice(piece.place.start - origin, piece.place.stop - origin)
+            # Processes add up their gradients once, with the last piece's.
+            last = piece is pieces[-1]
+            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                loss, terms, slots, attention = self.wrapped(
+                    piece.features,
+                    patches,
+                    chance.seed,
+                    piece.place,
+                    piece.teacher_slots,
+                    weights,
+                    everyone,
+                    among,
+                )
+                self.accelerator.backward(loss / len(pieces))
+            values = torch.stack([loss.detach(), *(term.detach() for term in terms.values())])
+            results.append(_Result(tuple(terms), values, slots, attention))
+        return results
+
+    @torch.no_grad()
+    def _everyone(self, pieces: "Sequence[_Piece]", seed: int) -> Tensor | None:
+        """All slots that are contrasted, where they are more than those of one piece."""
+        if not self.config.contrast_weight or (len(pieces) == 1 and not self.gathers):
+            return None
+        with self.accelerator.autocast():
+            slots = [self.objective.slots(p.features, seed, p.place) for p in pieces]
+        own = torch.cat(slots)
+        return self.accelerator.gather(own) if self.gathers else own
 
     def save(self, path: Path, step: int, rows: list[dict[str, float]]) -> None:
         """Write all but the frozen backbones; ``torch.load`` reads it with ``weights_only``."""
@@ -394,21 +369,29 @@ class _Trainer:
             "optimiser": self.optimiser.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
         }
+        with paths.atomic(path.with_name(LOG)) as temporary:
+            _table(rows).to_csv(temporary, index=False)
         with paths.atomic(path) as temporary:
             torch.save(content, temporary)
 
     def restore(self, path: Path) -> tuple[int, list[dict[str, float]]]:
         """Steps done and log so far of the checkpoint at ``path``, once its state is taken over.
 
+        What a killed process left half written beside it is removed.
+
         Raises:
             ValueError: it cannot be read, or belongs to another run.
         """
+        if self.accelerator.is_main_process:
+            for unfinished in path.parent.glob(".writing-*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
         if not path.is_file():
             return 0, []
         try:
             content = torch.load(path, map_location=self.accelerator.device, weights_only=True)
             run = json.loads(content["run"])
-        except (RuntimeError, OSError, KeyError, EOFError, ValueError, pickle.PickleError) as error:
+            run["config"] = DEFAULTS | run["config"]  # it may be older than a field
+        except DAMAGED as error:
             raise ValueError(
                 f"{path} is damaged or not a checkpoint of slotmatch: delete it to start afresh"
             ) from error
@@ -422,16 +405,6 @@ class _Trainer:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(content["scaler"])
         return content["step"], content["rows"]
-
-    def _teacher_slots(self, chance: "_Chance", batch: Tensor, seed: int) -> Tensor | None:
-        if self.teacher is None or self.teacher_source is None:
-            return None
-        if self.teacher_source is not self.source:
-            length, device = self.config.clip_length, self.accelerator.device
-            batch = self.teacher_source.read(chance, self.share, length, device)
-        with torch.no_grad(), self.accelerator.autocast():
-            run = self.teacher.forward if batch.ndim == 5 else self.teacher.forward_features
-            return run(batch, decode=False, generator=_generator(seed)).slots
 
     def _require_finite(self, row: Mapping[str, float], terms: Iterable[str]) -> None:
         scaler = self.accelerator.scaler
@@ -461,199 +434,32 @@ class _Trainer:
         return identity
 
 
-class _Objective(nn.Module):
-    """The loss as a module, so that whatever wraps it (processes, precision) wraps all of it.
+@dataclass(frozen=True)
+class _Piece:
+    """Some clips of a batch: features (b,T,P,F), the teacher's slots of them, and their places."""
 
-    Its head turns a slot into features; it exists for the attention term and is thrown away after
-    training.
-    """
-
-    def __init__(self, model: VideoSlotModel, config: TrainConfig) -> None:
-        super().__init__()
-        self.model, self.config = model, config
-        self.head: nn.Linear | None = None
-        if config.attention_weight:
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(config.seed)
-                self.head = nn.Linear(model.config.slot_dim, model.config.feature_dim)
-            self.head.to(model.decoder.positions.dtype)
-
-    def forward(
-        self,
-        clip: Tensor,
-        patches: Tensor | None,
-        seed: int,
-        teacher_slots: Tensor | None,
-        weights: Mapping[str, float],
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
-        """The loss, its terms (only those with a weight), the slots and the attention.
-
-        ``clip`` is (B,T,P,F) features or (B,T,3,H,W) frames.
-        """
-        features = self.model.encode(clip) if clip.ndim == 5 else clip
-        decode = weights["reconstruction"] > 0
-        output = self.model.forward_features(
-            features, decode=decode, patches=patches, generator=_generator(seed)
-        )
-        reconstructed = None
-        if self.head is not None and weights["attention"]:
-            reconstructed = output.attention.mT @ self.head(output.slots)
-        with torch.autocast(features.device.type, enabled=False):
-            terms = self._terms(_full(features), output, reconstructed, patches, teacher_slots)
-            terms = {name: term for name, term in terms.items() if weights[name]}
-            loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-        # Detached, since processes wait for the gradient of all that a returned tensor depends on.
-        return loss, terms, output.slots.detach(), output.attention.detach()
-
-    def _terms(
-        self,
-        features: Tensor,
-        output: SlotOutput,
-        by_attention: Tensor | None,
-        patches: Tensor | None,
-        teacher_slots: Tensor | None,
-    ) -> dict[str, Tensor]:
-        config, slots, terms = self.config, _full(output.slots), {}
-        if output.reconstruction is not None:
-            target = features if patches is None else features[:, :, patches]
-            terms["reconstruction"] = feature_reconstruction(_full(output.reconstruction), target)
-        if config.contrast_weight:
-            terms["contrast"] = slot_contrast(slots, temperature=config.temperature)
-        if teacher_slots is not None:
-            terms["match"] = slot_match(
-                slots, _full(teacher_slots), correspondence=config.correspondence
-            )
-        if by_attention is not None:
-            terms["attention"] = feature_reconstruction(_full(by_attention), features)
-        return terms
+    features: Tensor
+    teacher_slots: Tensor | None
+    place: slice
 
 
 @dataclass(frozen=True)
-class _Chance:
-    """What chance decides in one step, for the batches of all processes together."""
+class _Result:
+    """What a piece gave: names of the terms, values (1 + terms,) from the loss on, and the rest."""
 
-    videos: np.ndarray  # (B,) which
-    places: np.ndarray  # (B,) where in its video a clip starts, in [0, 1)
-    flipped: np.ndarray  # (B,) whether it is mirrored
-    seed: int  # of initial slots that are sampled
-    patches: Tensor | None  # the decoded ones; None: all
-
-
-def _draw(config: TrainConfig, step: int, n_videos: int, n_patches: int) -> _Chance:
-    """Videos differ within a batch as long as there are enough."""
-    size = config.batch_size
-    rng = np.random.default_rng((config.seed, step))
-    videos = rng.choice(n_videos, size, replace=n_videos < size)
-    places = rng.random(size)
-    flipped = rng.random(size) < config.flip_probability
-    seed = int(rng.integers(2**62))
-    n_decoded = max(1, round(config.patch_fraction * n_patches))
-    patches = None
-    if n_decoded < n_patches:
-        patches = torch.from_numpy(rng.permutation(n_patches)[:n_decoded])
-    return _Chance(videos, places, flipped, seed, patches)
-
-
-@dataclass(frozen=True)
-class _Features:
-    """Videos as features (N,T,P,F), usually on disk."""
-
-    array: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-    @property
-    def n_frames(self) -> int:
-        return self.array.shape[1]
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return {"shape": list(self.array.shape), "first": _digest(self.array[0])}
-
-    def check(self, name: str, model: VideoSlotModel, config: TrainConfig) -> None:
-        expected = (model.config.n_patches, model.config.feature_dim)
-        if self.array.ndim != 4 or self.array.shape[2:] != expected or not len(self.array):
-            raise ValueError(
-                f"{name} must be features (N,T,{expected[0]},{expected[1]}) for this model, "
-                f"got {self.array.shape}"
-            )
-        _require_frames(f"{name} {self.array.shape}", self.n_frames, config.clip_length)
-        if config.flip_probability:
-            raise ValueError(
-                f"flip_probability {config.flip_probability} needs videos, since cached features "
-                "are of unmirrored frames: set it to 0 or give videos"
-            )
-
-    def read(self, chance: _Chance, share: slice, length: int, device: torch.device) -> Tensor:
-        starts = (chance.places[share] * (self.n_frames - length + 1)).astype(int)
-        frames = starts[:, None] + np.arange(length)
-        features = torch.from_numpy(self.array[chance.videos[share, None], frames])
-        return features.to(device).float()
-
-
-@dataclass(frozen=True)
-class _Frames:
-    """Videos as frames, uint8 (T,H,W,3), perhaps of different lengths."""
-
-    clips: Sequence[HasVideo]
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    @property
-    def n_frames(self) -> int:
-        return len(self.clips[0].video)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        first = self.clips[0]
-        return {"videos": len(self), "id": first.id, "first": _digest(first.video)}
-
-    def check(self, name: str, model: VideoSlotModel, config: TrainConfig) -> None:
-        if not len(self):
-            raise ValueError(f"{name} must hold at least one video, got none")
-        if model.backbone is None:
-            raise ValueError(
-                f"{name} are videos, but the model that reads them has no backbone: give features"
-            )
-        _require_frames(f"{name}: {self.clips[0].id}", self.n_frames, config.clip_length)
-
-    def read(self, chance: _Chance, share: slice, length: int, device: torch.device) -> Tensor:
-        chosen = zip(chance.videos[share], chance.places[share], strict=True)
-        cut = [self._cut(int(index), place, length) for index, place in chosen]
-        if len(sizes := {frames.shape for frames in cut}) > 1:
-            raise ValueError(f"videos of one batch must have one size, got {sorted(sizes)}")
-        video = rearrange(torch.from_numpy(np.stack(cut)).to(device), "b t h w c -> b t c h w")
-        flipped = torch.from_numpy(chance.flipped[share]).to(device)[:, None, None, None, None]
-        return torch.where(flipped, video.flip(-1), video).float() / 255
-
-    def _cut(self, index: int, place: float, length: int) -> np.ndarray:
-        clip = self.clips[index]
-        video = clip.video
-        _require_frames(clip.id, len(video), length)
-        start = int(place * (len(video) - length + 1))
-        return video[start : start + length]
-
-
-def _source(clips: Videos) -> _Features | _Frames:
-    if isinstance(clips, np.ndarray | Tensor):
-        return _Features(np.asarray(clips))  # a plain array: indexing a memmap costs more
-    return _Frames(clips)
-
-
-def _require_frames(name: str, n_frames: int, clip_length: int) -> None:
-    if n_frames < clip_length:
-        raise ValueError(f"{name} has {n_frames} frames, fewer than clip_length {clip_length}")
+    terms: tuple[str, ...]
+    values: Tensor
+    slots: Tensor
+    attention: Tensor
 
 
 def _checked_teacher(
     model: VideoSlotModel,
-    source: _Features | _Frames,
+    own_source: Source,
     config: TrainConfig,
     teacher: VideoSlotModel | None,
     teacher_clips: Videos | None,
-) -> tuple[VideoSlotModel, _Features | _Frames]:
+) -> tuple[VideoSlotModel, Source]:
     """The teacher and where it reads, once it is known to fit the student and its clips."""
     if teacher is None:
         raise ValueError(f"match_weight {config.match_weight} needs a teacher: pass teacher=")
@@ -664,16 +470,16 @@ def _checked_teacher(
     if teacher_clips is None:
         what = ("backbone", "image_size", "feature_shape")
         own, wanted = ([getattr(m.config, name) for name in what] for m in (model, teacher))
-        if isinstance(source, _Features) and own != wanted:
+        if isinstance(own_source, Features) and own != wanted:
             raise ValueError(
                 f"the teacher reads features of {wanted}, the student of {own}: pass the "
                 "teacher's own as teacher_clips"
             )
-        teacher_source = source
+        teacher_source = own_source
     else:
-        teacher_source = _source(teacher_clips)
+        teacher_source = source(teacher_clips)
     teacher_source.check("teacher_clips", teacher, config)
-    sizes = [(len(clips), clips.n_frames) for clips in (source, teacher_source)]
+    sizes = [(len(clips), clips.n_frames) for clips in (own_source, teacher_source)]
     if sizes[0] != sizes[1]:
         raise ValueError(
             "clips and teacher_clips must be the same videos, got (videos, frames) of "
@@ -693,25 +499,17 @@ def _accelerator(config: TrainConfig) -> Accelerator:
     )
     if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError('mixed_precision "fp16" needs a GPU: choose "bf16" or "no"')
-    if config.batch_size % accelerator.num_processes:
+    if config.batch_size % (accelerator.num_processes * config.accumulate):
         raise ValueError(
             f"batch_size {config.batch_size} cannot be shared equally by "
-            f"{accelerator.num_processes} processes"
+            f"{accelerator.num_processes} processes in {config.accumulate} parts each"
         )
     return accelerator
 
 
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def _full(tensor: Tensor) -> Tensor:
-    """At least single precision, which losses need."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _digest(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
+def _table(rows: Sequence[Mapping[str, float]]) -> pd.DataFrame:
+    extra = dict.fromkeys(key for row in rows for key in row if key not in LOG_COLUMNS)
+    return pd.DataFrame(rows, columns=[*LOG_COLUMNS, *extra])
 
 
 def _differences(theirs: Any, ours: Any, name: str = "") -> list[str]:
@@ -735,11 +533,11 @@ def _last_good(path: Path) -> str:
 
 @torch.no_grad()
 def _collapse(slots: Tensor, attention: Tensor) -> dict[str, float]:
-    unit = F.normalize(_full(slots), dim=-1)
+    unit = F.normalize(full_precision(slots), dim=-1)
     n_slots = unit.shape[-2]
     pairs = max(n_slots * (n_slots - 1), 1)
     cosine = (unit.sum(-2).square().sum(-1).mean() - n_slots) / pairs
-    entropy = mask_entropy(_full(attention))
+    entropy = mask_entropy(full_precision(attention))
     return {"slot_cosine": float(cosine), "attention_entropy": entropy}
 
 

@@ -2,18 +2,23 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from slotmatch import data, model
 from slotmatch.__main__ import MASKS, main
+from slotmatch.__main__ import PROTOCOLS as PROTOCOL_NAMES
 from slotmatch.data import minimovi
 from slotmatch.evaluation import evaluate
 from slotmatch.export import OnnxModel
+from slotmatch.protocols import PROTOCOLS, protocol_for
 from slotmatch.segmentation import segment
+from slotmatch.slotcontrast import released_name
 
 N_FRAMES, SIDE = 3, 24
 
@@ -80,6 +85,82 @@ def test_evaluate_prints_scores_and_writes_them(data_set, checkpoint, tmp_path, 
     assert str(path) in shown
 
 
+@pytest.fixture
+def real_data(monkeypatch):
+    """Stands for the reader of a real data set: two videos that are no squares, one unlabelled."""
+    rng = np.random.default_rng(2)
+    clips = []
+    for index, (height, width) in enumerate([(20, 31), (26, 18)]):
+        labels = np.zeros((3, height, width), np.int32)
+        labels[:, 4:12, 5:11] = 1 - index
+        labels[:, 8:15, 9:16] = 2 * (1 - index)
+        video = rng.integers(0, 256, (*labels.shape, 3), np.uint8)
+        clips.append(data.Clip(video, labels, f"ytvis2021/{index}"))
+    monkeypatch.setattr(data, "open", lambda name, split, *, n_videos: clips[:n_videos])
+    return clips
+
+
+def test_evaluate_says_which_protocol(real_data, checkpoint, tmp_path, capsys):
+    path = tmp_path / "results.json"
+    arguments = ["evaluate", str(checkpoint), "ytvis2021", "--output", str(path)]
+    assert main([*arguments, "--masks", "attention"]) == 0
+    results = json.loads(path.read_text())
+    rules = protocol_for("slotcontrast", "ytvis2021")
+    expected = evaluate(model.load(checkpoint), real_data, masks="attention", protocol=rules)
+    entry = results["models"]["model"]
+    assert entry["metrics"]["video_mbo"] == [pytest.approx(expected["video_mbo"][0]), None]
+    assert entry["dataset_metrics"]["video_fg_ari_videos"] == 1
+    assert entry["dataset_metrics"]["image_mbo_frames"] == 3
+    assert results["protocol"] == asdict(replace(rules, masks="attention"))
+    assert results["config"]["masks"] == "attention"
+    found = results["data"]
+    assert (found["split"], found["videos"]) == ("validation", 2)
+    assert found["ids"] == ["ytvis2021/0", "ytvis2021/1"]
+    shown = capsys.readouterr().out
+    assert "on 2 of 2 videos of ytvis2021 validation\nprotocol slotcontrast: " in shown
+    assert "over 2 videos; FG-ARI counts 1 of them and 3 frames, mBO 1 and 3" in shown
+
+
+def test_evaluate_takes_another_protocol(real_data, checkpoint, tmp_path, capsys):
+    path = tmp_path / "results.json"
+    arguments = ["evaluate", str(checkpoint), "davis2017", "--split", "train", "--videos", "1"]
+    assert main([*arguments, "--protocol", "original", "--output", str(path)]) == 0
+    results = json.loads(path.read_text())
+    assert results["protocol"]["preprocessing"]["size"] is None
+    assert results["data"]["ids"] == ["ytvis2021/0"]
+    assert "protocol original" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_evaluate_takes_a_released_checkpoint(real_data, tmp_path, capsys):
+    config = model.ModelConfig(
+        backbone="dinov2_vits14", image_size=56, n_slots=3, slot_dim=8, decoder_hidden=8
+    )
+    tensors = model.VideoSlotModel(config, pretrained=False).state_dict()
+    released = {
+        released_name(name): tensor
+        for name, tensor in tensors.items()
+        if not name.startswith("backbone.network.norm.")
+    }
+    checkpoint, path = tmp_path / "ytvis.ckpt", tmp_path / "results.json"
+    torch.save({"state_dict": released}, checkpoint)
+    assert main(["evaluate", str(checkpoint), "ytvis2021", "--output", str(path)]) == 0
+    results = json.loads(path.read_text())
+    expected = evaluate(
+        model.from_slotcontrast(checkpoint),
+        real_data,
+        protocol=protocol_for("slotcontrast", "ytvis2021"),
+    )
+    found = results["models"]["model"]
+    assert found["metrics"]["video_mbo"][0] == pytest.approx(expected["video_mbo"][0])
+    assert found["parameters"] > 22_000_000
+    assert results["config"]["backbone"] == "dinov2_vits14"
+
+
+def test_evaluate_knows_the_protocols():
+    assert tuple(PROTOCOL_NAMES) == tuple(PROTOCOLS)
+
+
 def test_data_says_what_there_is(data_set, capsys):
     assert main(["data", "minimovi_a", "--split", "test", "--videos", "2"]) == 0
     assert capsys.readouterr().out == (
@@ -123,15 +204,17 @@ def test_export_writes_a_file_and_says_what_it_takes(checkpoint, tmp_path, capsy
     [
         (["data", "movi_d"], "the files of movi_d are not on this machine.*minimovi_d"),
         (["evaluate", "no-such-model", "minimovi_a"], "'no-such-model' is neither a file nor"),
-        (["evaluate", "MODEL", "ytvis2021"], "the files of ytvis2021 are not on this machine"),
+        (["evaluate", "no-such-model", "ytvis2021"], "the files of ytvis2021 are not on this mach"),
+        (["evaluate", "x", "minimovi_a", "--protocol", "videosaur"], "rules for ytvis2021 only"),
         (["export", "no-such-model", "OUT"], "'no-such-model' is neither a file nor"),
         (["segment", "no.mp4", "--model", "MODEL", "--output", "OUT"], "no.mp4"),
         (["segment", "EMPTY", "--model", "MODEL", "--output", "OUT"], "EMPTY"),
     ],
 )
 def test_what_cannot_be_done_is_told_in_one_sentence(
-    arguments, message, checkpoint, tmp_path, capsys
+    arguments, message, checkpoint, tmp_path, monkeypatch, capsys
 ):
+    monkeypatch.setenv("SLOTMATCH_DATA", str(tmp_path / "data"))
     (tmp_path / "EMPTY").mkdir()
     places = {"MODEL": checkpoint, "OUT": tmp_path / "out", "EMPTY": tmp_path / "EMPTY"}
     assert main([str(places.get(argument, argument)) for argument in arguments]) == 1
@@ -147,6 +230,7 @@ def test_what_cannot_be_done_is_told_in_one_sentence(
         ([], "required: COMMAND"),
         (["data", "minimovi_z"], "invalid choice: 'minimovi_z'.*minimovi_a"),
         (["data", "minimovi_a", "--videos", "0"], "'0' is not a whole number of 1 or more"),
+        (["evaluate", "m", "minimovi_a", "--protocol", "x"], "invalid choice: 'x'.*slotcontrast"),
         (["segment", "video.mp4"], "required: --output"),
         (["segment", "v.mp4", "--output", "o", "--masks", "x"], "choose from '?decoder'?, '?atten"),
     ],

@@ -2,11 +2,24 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from released import released_heads
 
 from slotmatch import experiments
 from slotmatch.data import NAMES, Clip
-from slotmatch.experiments import SIZES, example_clips, load_teacher, select, teacher_path
-from slotmatch.model import VideoSlotModel, load
+from slotmatch.experiments import (
+    SIZES,
+    example_clips,
+    load_teacher,
+    read_features,
+    read_teacher,
+    released_path,
+    select,
+    teacher_path,
+    training_clips,
+)
+from slotmatch.loading import Frames
+from slotmatch.model import ModelConfig, VideoSlotModel, load
 from slotmatch.presets import PRESETS
 
 
@@ -106,3 +119,83 @@ def test_examples_are_spread_over_the_ranking() -> None:
     scores = {"video_fg_ari": [0.1, 0.5, 0.3, 0.9, 0.7]}  # best first: 3, 4, 1, 2, 0
     assert [clip.id for clip in example_clips(clips, scores, 1)] == ["1"]
     assert [clip.id for clip in example_clips(clips, scores, 3)] == ["4", "1", "2"]
+
+
+class NamedClips(list):
+    """A data set that counts how often a video is read."""
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(f"v{i}" for i in range(len(self)))
+
+
+@pytest.mark.parametrize(("n_videos", "held_back"), [(4, 1), (60, 6), (1500, 100)])
+def test_real_videos_for_choosing_are_the_last_of_train(n_videos, held_back, monkeypatch) -> None:
+    asked = []
+
+    def fake_open(name, split, **_):
+        asked.append((name, split))
+        return NamedClips(f"{split} {i}" for i in range(n_videos))
+
+    monkeypatch.setattr(experiments.data, "open", fake_open)
+    experiment = select("paper", "movi_e")
+    train, validation, scored = (experiment.open(split) for split in SIZES["paper"])
+    assert asked == [("movi_e", "train"), ("movi_e", "train"), ("movi_e", "validation")]
+    assert len(train) == n_videos - held_back
+    assert list(train) + list(validation) == [f"train {i}" for i in range(n_videos)]
+    assert validation.ids == tuple(f"v{i}" for i in range(n_videos - held_back, n_videos))
+    assert list(scored) == [f"validation {i}" for i in range(n_videos)]
+    assert list(train[1:2]) == ["train 1"]
+    few = select("smoke", "movi_e")
+    assert list(few.open("train")) == [f"train {i}" for i in range(min(4, n_videos - held_back))]
+    assert few.open("validation")[0] == f"train {n_videos - held_back}"
+    assert len(few.open("test")) == 3
+    with pytest.raises(ValueError, match="'val'; choose from train, validation, test"):
+        experiment.open("val")
+
+
+def test_paper_trains_from_preprocessed_frames_and_caches_no_features(monkeypatch) -> None:
+    rng = np.random.default_rng(0)
+    videos = [rng.integers(0, 256, (9, 24, 24, 3), np.uint8) for _ in range(3)]
+    clips = [Clip(video, video[..., 0].astype(np.int32), str(i)) for i, video in enumerate(videos)]
+    monkeypatch.setattr(experiments.data, "open", lambda *_, **__: clips)
+    experiment = select("paper", "movi_e")
+    config = experiment.models.student
+    seen = training_clips(experiment, config)
+    assert isinstance(seen, Frames)
+    assert seen.preprocessing.size == config.image_size == 336
+    assert seen.preprocessing.aligned_starts
+    assert (seen.preprocessing.flip_probability, experiment.student.flip_probability) == (0, 0.5)
+    assert read_features(experiment, "test", config) is None
+    assert not select("mini", "movi_e").from_frames
+
+
+def test_released_teacher_is_found_at_its_place_and_named_when_missing(
+    oracles, monkeypatch, tmp_path
+) -> None:
+    monkeypatch.setenv("SLOTMATCH_CACHE", str(tmp_path))
+    experiment = select("paper", "movi_e")
+    path = released_path(experiment)
+    assert path == tmp_path / "teachers" / "slotcontrast" / "movi_e.ckpt"
+    with pytest.raises(FileNotFoundError, match=r"put movi_e\.ckpt, which .* at .*movi_e\.ckpt"):
+        load_teacher(experiment)
+    path.parent.mkdir(parents=True)
+    torch.save({"state_dict": released_heads(oracles), "epoch": 3}, path)
+    with pytest.raises(ValueError, match="has n_slots 5, the student 15: take the data set"):
+        load_teacher(experiment)
+    small = ModelConfig(
+        backbone=None,
+        image_size=None,
+        n_slots=5,
+        slot_dim=8,
+        decoder_hidden=8,
+        feature_shape=(9, 6),
+    )
+    models = replace(experiment.models, teacher=small, student=small)
+    teacher, origin = load_teacher(replace(experiment, models=models))
+    assert (teacher.config.n_slots, teacher.config.n_patches) == (5, 9)
+    assert "released by SlotContrast: movi_e.ckpt" in origin
+    assert released_path(select("paper", "davis2017")).name == "ytvis.ckpt"
+    assert released_path(select("mini", "movi_e")) is None
+    with pytest.raises(FileNotFoundError):
+        read_teacher(tmp_path / "nothing.ckpt", small)

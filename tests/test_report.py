@@ -169,6 +169,14 @@ class TestRunNotebook:
         monkeypatch.setattr(report.paths, "PACKAGE", package)
         assert report.run_notebook(tiny, executed, {**parameters, "seed": 2})
         assert not report.run_notebook(tiny, executed, {**parameters, "seed": 2})
+
+        committed = tmp_path / "committed"
+        committed.mkdir()
+        monkeypatch.setattr(report.paths, "RESULTS", committed)
+        report.run_notebook(tiny, executed, parameters)
+        (committed / "tried.json").write_text("{}")
+        assert report.run_notebook(tiny, executed, parameters)
+        assert not report.run_notebook(tiny, executed, parameters)
         assert tiny.read_bytes() == before
 
     def test_the_executed_copy_is_ready_for_the_book(self, tiny: Path, tmp_path: Path) -> None:

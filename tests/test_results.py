@@ -147,6 +147,17 @@ def test_table_by_hand() -> None:
     assert list(table.loc["blocks"]) == ["10.0 [10.0, 10.0]", "-", "-", "-"]
 
 
+def test_differences_by_hand() -> None:
+    found = content()
+    found["models"]["blocks"]["metrics"] = {"video_fg_ari": [0.3, 0.9, None]}
+    text = results.difference(found, "student", "teacher", "video_fg_ari")
+    # -30 and +10 on the two videos that count: nothing beyond them can be a mean of draws.
+    assert text == "-10.0 [-30.0, +10.0]"
+    assert results.difference(found, "student", "teacher", "video_mbo") == "-25.0 [-25.0, -25.0]"
+    single = results.difference(found, "blocks", "student", "video_fg_ari")
+    assert single == "-20.0 [+nan, +nan]", "one video has no interval"
+
+
 def test_checksum_is_sha256(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     path.write_bytes(b"slots")

@@ -1,4 +1,5 @@
 import copy
+import json
 import math
 import os
 import signal
@@ -15,7 +16,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from slotmatch import training
+from slotmatch import loading, training
+from slotmatch.losses import slot_contrast
 from slotmatch.model import ModelConfig, VideoSlotModel
 from slotmatch.training import (
     CHECKPOINT,
@@ -102,6 +104,9 @@ def test_without_warm_up_the_rate_starts_at_its_largest():
         ({"flip_probability": 1.5}, "flip_probability must be a number from 0 to 1"),
         ({"correspondence": "name"}, "correspondence must be one of .*index.*hungarian.*'name'"),
         ({"mixed_precision": "fp8"}, "mixed_precision must be one of .*bf16.*'fp8'"),
+        ({"accumulate": 0}, "accumulate must be a whole number of 1 or more, got 0"),
+        ({"accumulate": 2}, "batch_size 3 cannot be cut into accumulate 2 equal parts"),
+        ({"gather_negatives": "all"}, "gather_negatives must be True or False, got 'all'"),
         ({"clip_length": 1}, "set clip_length to 2 or more, or contrast_weight to 0"),
         (
             {"reconstruction_weight": 0, "contrast_weight": 0, "attention_weight": 0},
@@ -258,6 +263,30 @@ def test_checkpoint_of_another_run_is_refused(change, message, tmp_path):
     assert (tmp_path / CHECKPOINT).read_bytes() == before
 
 
+def test_checkpoint_from_before_a_setting_existed_goes_on(tmp_path, monkeypatch):
+    whole, resumed = VideoSlotModel(MODEL), VideoSlotModel(MODEL)
+    log = train(whole, make_features(), QUICK, output=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        kill_at(patch, 6)
+        with pytest.raises(KeyboardInterrupt):
+            train(VideoSlotModel(MODEL), make_features(), QUICK, output=tmp_path)
+    content = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    run = json.loads(content["run"])
+    del run["config"]["accumulate"], run["config"]["gather_negatives"]
+    torch.save(content | {"run": json.dumps(run)}, tmp_path / CHECKPOINT)
+    again = train(resumed, make_features(), QUICK, output=tmp_path)
+    assert_same_run(whole, resumed, log, again)
+
+
+def test_log_lies_beside_the_checkpoint_and_what_a_kill_left_is_removed(tmp_path):
+    left = tmp_path / ".writing-killed" / CHECKPOINT
+    left.parent.mkdir()
+    left.write_bytes(b"half")
+    log = train(VideoSlotModel(MODEL), make_features(), QUICK, output=tmp_path)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / training.LOG), log)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CHECKPOINT, training.LOG]
+
+
 def test_damaged_checkpoint_is_named(tmp_path):
     (tmp_path / CHECKPOINT).write_bytes(b"PK damaged")
     with pytest.raises(ValueError, match=f"{CHECKPOINT} is damaged.*delete it"):
@@ -268,7 +297,7 @@ def test_chance_is_a_function_of_seed_and_step():
     config = replace(QUICK, batch_size=4, flip_probability=0.5)
 
     def draws(seed):
-        drawn = [training._draw(replace(config, seed=seed), step, 5, 9) for step in range(1000)]
+        drawn = [loading.draw(replace(config, seed=seed), step, 5, 9) for step in range(1000)]
         return [np.concatenate([d.videos, d.places, d.flipped, d.patches]) for d in drawn]
 
     first, again, other = draws(0), draws(0), draws(1)
@@ -297,10 +326,13 @@ def test_frames_and_features_are_cut_alike():
     cpu = torch.device("cpu")
     seen = set()
     for step in range(40):
-        chance = training._draw(replace(QUICK, flip_probability=0.5), step, 3, 9)
+        chance = loading.draw(replace(QUICK, flip_probability=0.5), step, 3, 9)
         share = slice(1, 3)
-        array = training._Features(features).read(chance, share, 3, cpu)
-        frames = training._Frames(clips).read(chance, share, 3, cpu) * 255
+        array, frames = (
+            one.join([job() for job in one.jobs(chance, share, 3)], chance, share, cpu)
+            for one in (loading.Features(features), loading.Frames(clips))
+        )
+        frames = frames * 255
         assert array.shape == (2, 3, 9, 6)
         assert frames.shape == (2, 3, 3, 2, 3)
         torch.testing.assert_close(array[:, :, 0, 0], frames[:, :, 0, 0, 1])
@@ -526,14 +558,21 @@ sys.path.insert(0, {tests!r})
 from test_training import MODEL, QUICK, make_features
 from slotmatch.model import VideoSlotModel
 from slotmatch.training import train
-config = replace(QUICK, {changes})
-train(VideoSlotModel(MODEL), make_features(), config, output=Path(sys.argv[1]))
+for name, changes in {runs!r}.items():
+    teacher = VideoSlotModel(replace(MODEL, initial_slots="sampled"), seed=2).double()
+    train(
+        VideoSlotModel(MODEL).double(),
+        make_features(),
+        replace(QUICK, **changes),
+        output=Path(sys.argv[1]) / name,
+        teacher=teacher,
+    )
 """
 
 
-def write_script(folder: Path, changes: str) -> Path:
+def write_script(folder: Path, runs: dict[str, dict[str, object]]) -> Path:
     path = folder / "run.py"
-    path.write_text(SCRIPT.format(tests=str(Path(__file__).parent), changes=changes))
+    path.write_text(SCRIPT.format(tests=str(Path(__file__).parent), runs=runs))
     return path
 
 
@@ -542,32 +581,64 @@ def final_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_process_killed_outright_goes_on_to_the_same_weights(tmp_path):
-    script = write_script(tmp_path, "steps=600, checkpoint_every=7")
+def test_process_killed_outright_at_any_moment_goes_on_to_the_same_weights(tmp_path):
+    # Most of the time goes into writing, so that most kills come in the middle of it.
+    script = write_script(tmp_path, {"run": {"steps": 600, "checkpoint_every": 1}})
     command = [sys.executable, str(script)]
     subprocess.run([*command, str(tmp_path / "whole")], check=True)
-    killed = tmp_path / "killed"
-    for _ in range(3):
-        process = subprocess.Popen([*command, str(killed)])
-        before = (killed / CHECKPOINT).stat().st_mtime if killed.exists() else 0.0
-        while not (
-            (killed / CHECKPOINT).exists() and (killed / CHECKPOINT).stat().st_mtime > before
-        ):
+    killed = tmp_path / "killed" / "run"
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        process = subprocess.Popen([*command, str(killed.parent)])
+        checkpoint = killed / CHECKPOINT
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        while not (checkpoint.exists() and checkpoint.stat().st_mtime_ns > before):
             assert process.poll() is None
             time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.2))
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert 0 < torch.load(killed / CHECKPOINT, weights_only=True)["step"] < 600
-    subprocess.run([*command, str(killed)], check=True)
-    whole, resumed = final_weights(tmp_path / "whole"), final_weights(killed)
+    subprocess.run([*command, str(killed.parent)], check=True)
+    whole, resumed = final_weights(tmp_path / "whole" / "run"), final_weights(killed)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert sorted(path.name for path in killed.iterdir()) == [CHECKPOINT, training.LOG]
+
+
+def test_parts_of_a_batch_give_the_gradient_of_the_whole(tmp_path):
+    features = make_features()[:4]
+    everything = replace(QUICK, batch_size=4, match_weight=1.0, grad_clip=0.05)
+    logs, weights = [], []
+    for parts in (1, 2, 4):
+        model = VideoSlotModel(replace(MODEL, initial_slots="sampled")).double()
+        teacher = VideoSlotModel(replace(MODEL, initial_slots="sampled"), seed=2).double()
+        config = replace(everything, accumulate=parts, correspondence="hungarian")
+        logs.append(train(model, features, config, output=tmp_path / str(parts), teacher=teacher))
+        weights.append(final_weights(tmp_path / str(parts)))
+    for log, other in zip(logs[1:], weights[1:], strict=True):
+        pd.testing.assert_frame_equal(
+            log.drop(columns="seconds"), logs[0].drop(columns="seconds"), rtol=1e-9, atol=1e-12
+        )
+        for name, weight in weights[0].items():
+            torch.testing.assert_close(other[name], weight, rtol=0, atol=1e-9, msg=name)
+
+
+def test_contrast_of_parts_would_be_another_number():
+    slots = torch.randn(4, 3, 3, 8, generator=torch.Generator().manual_seed(0))
+    halves = (slot_contrast(slots[:2]) + slot_contrast(slots[2:])) / 2
+    assert halves < 0.9 * slot_contrast(slots)  # fewer negatives
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
-    # Without the contrast, whose negatives are those of a process.
-    script = write_script(tmp_path, "batch_size=4, contrast_weight=0.0, grad_clip=None")
-    # One thread each: another order of sums is another rounding, which Adam scales up too.
+    whole = {"batch_size": 4, "match_weight": 1.0, "log_every": 1}
+    runs = {
+        "no contrast": whole | {"contrast_weight": 0.0},
+        "gathered": whole | {"gather_negatives": True},
+        "gathered, in parts": whole | {"gather_negatives": True, "accumulate": 2},
+        "own": whole,
+    }
+    script = write_script(tmp_path, runs)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     alone = [sys.executable, str(script), str(tmp_path / "one")]
     subprocess.run(alone, check=True, env=environment)
@@ -575,12 +646,23 @@ def test_two_processes_train_as_one(tmp_path):
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     command = [*launch, str(script), str(tmp_path / "two")]
     subprocess.run(command, check=True, env=environment, timeout=900)
-    one, two = final_weights(tmp_path / "one"), final_weights(tmp_path / "two")
-    for name, weight in one.items():
-        other = two[name]
-        if name == "model.predictor.to_qkv.bias":
-            # A softmax does not see a shift of all keys: their bias has a gradient of rounding
-            # errors alone, which Adam scales up to full steps.
-            (q, _, v), (q_other, _, v_other) = weight.chunk(3), other.chunk(3)
-            weight, other = torch.cat([q, v]), torch.cat([q_other, v_other])
-        torch.testing.assert_close(other, weight, rtol=1e-4, atol=1e-5, msg=name)
+    for name in list(runs)[:3]:
+        one, two = (tmp_path / n / name for n in ("one", "two"))
+        logs = [pd.read_csv(run / training.LOG).drop(columns="seconds") for run in (one, two)]
+        for column in ("loss", *training.TERMS, "grad_norm"):
+            np.testing.assert_allclose(logs[1][column], logs[0][column], rtol=1e-6, err_msg=name)
+        for key, weight in final_weights(one).items():
+            torch.testing.assert_close(
+                final_weights(two)[key], weight, rtol=0, atol=1e-6, msg=f"{name}: {key}"
+            )
+    # Negatives of the own process only: the contrast is the mean of what each half has by itself.
+    config = replace(QUICK, **runs["own"])
+    chance = loading.draw(config, 0, 5, 9)
+    every, source = slice(0, 4), loading.Features(make_features())
+    (job,) = source.jobs(chance, every, config.clip_length)
+    batch = source.join([job()], chance, every, torch.device("cpu"))
+    slots = VideoSlotModel(MODEL).double().forward_features(batch, decode=False).slots
+    halves = (slot_contrast(slots[:2]) + slot_contrast(slots[2:])) / 2
+    log = pd.read_csv(tmp_path / "two" / "own" / training.LOG)
+    assert log["contrast"][0] == pytest.approx(halves.item(), rel=1e-6)
+    assert log["contrast"][0] != pytest.approx(slot_contrast(slots).item(), rel=1e-2)
