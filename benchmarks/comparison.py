@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from slotmatch.presets import PRESETS, ModelConfig, Preset
-from slotmatch.profiling import PeakMemory
+from slotmatch.profiling import PeakMemory, times_faster
 
 __all__ = ["Comparison", "Settings", "from_features", "random_video"]
 
@@ -51,14 +51,9 @@ class Comparison:
     memory: Mapping[str, PeakMemory] = field(default_factory=dict)
     facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    @property
-    def ratios(self) -> dict[str, list[float]]:
-        """How many times faster than the baseline each way was in each turn."""
-        base = [turn["total"] for turn in self.turns.get(self.baseline, ())]
-        return {
-            name: [slow / turn["total"] for slow, turn in zip(base, turns, strict=True)]
-            for name, turns in self.turns.items()
-        }
+    def totals(self, name: str) -> list[float]:
+        """The times of one way, all parts together, turn by turn."""
+        return [turn["total"] for turn in self.turns[name]]
 
     def summary(self) -> pd.DataFrame:
         """One row a way: facts, median times, ratio with quartiles, memory in MiB."""
@@ -70,10 +65,10 @@ class Comparison:
         if turns := self.turns.get(name):
             for part in turns[0]:
                 row[part] = np.median([turn[part] for turn in turns])
-            totals = [turn["total"] for turn in turns]
+            totals = self.totals(name)
             row |= {"fastest": min(totals), "slowest": max(totals)}
-            low, middle, high = np.quantile(self.ratios[name], [0.25, 0.5, 0.75])
-            row |= {"times faster": middle, "from": low, "to": high}
+            ratio = times_faster(totals, self.totals(self.baseline))
+            row |= {"times faster": ratio.median, "from": ratio.low, "to": ratio.high}
         if memory := self.memory.get(name):
             row |= {"MiB before": memory.before / 2**20, "MiB added": memory.added / 2**20}
         return row
@@ -97,7 +92,6 @@ class Comparison:
             "unit": self.unit,
             "baseline": self.baseline,
             "turns": self.turns,
-            "ratios": self.ratios,
             "memory": self.memory,
             "facts": self.facts,
             "summary": self.summary().to_dict("index"),

@@ -18,13 +18,7 @@ from benchmarks.comparison import Comparison, Settings, random_video
 from slotmatch.model import VideoSlotModel
 from slotmatch.plain import as_written
 from slotmatch.presets import ModelConfig, Preset
-from slotmatch.profiling import (
-    count_flops,
-    count_parameters,
-    peak_memory,
-    take_turns,
-    time_parts,
-)
+from slotmatch.profiling import peak_memory, segmenting, take_turns, time_parts
 
 __all__ = ["measure"]
 
@@ -45,11 +39,9 @@ class Contender:
         return as_written(model) if self.plain else model
 
     def facts(self, model: VideoSlotModel) -> dict[str, float]:
-        """What is known without a clock. Without a decoder its parameters do not count."""
-        parameters = count_parameters(model)
-        unused = 0 if self.decode else parameters["decoder"][0]
-        flops = count_flops(model, reconstruct=False, decode=self.decode)["total"]
-        return {"parameters": parameters["total"][0] - unused, "GFLOP": flops / 1e9}
+        """What is known without a clock."""
+        needed = segmenting(model, decode=self.decode)
+        return {"parameters": needed.parameters, "GFLOP": needed.gflop}
 
 
 def contenders(preset: Preset) -> dict[str, Contender]:

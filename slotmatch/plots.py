@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from types import MappingProxyType
 
 import matplotlib as mpl
@@ -19,6 +20,7 @@ __all__ = [
     "METHOD_COLORS",
     "align_truth",
     "blend",
+    "cost_scatter",
     "mask_grid",
     "overlay",
     "paired_scatter",
@@ -49,6 +51,7 @@ _SLOT_COLORS = (
 )
 
 _EXTRA_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = "osD^vP"
 
 
 @contextmanager
@@ -343,13 +346,7 @@ def score_bars(
     Raises:
         ValueError: nothing to draw, or an estimate outside its interval.
     """
-    if not intervals:
-        raise ValueError("intervals is empty: give at least one method")
-    for name, (estimate, low, high) in intervals.items():
-        if not low <= estimate <= high:
-            raise ValueError(
-                f"{name!r}: estimate {estimate} is outside its interval [{low}, {high}]"
-            )
+    _check_intervals(intervals)
     ax = _axes(ax, figsize=(5, 0.45 * len(intervals) + 0.8))
     names = list(intervals)
     values = np.array([intervals[name] for name in names], dtype=float)
@@ -377,6 +374,55 @@ def score_bars(
     ax.set_xlabel(xlabel)
     ax.tick_params(axis="y", length=0)
     return _despined(ax, left=True)
+
+
+def cost_scatter(
+    intervals: Mapping[str, tuple[float, float, float]],
+    costs: Mapping[str, float],
+    ax: Axes | None = None,
+    *,
+    xlabel: str = "ms per frame",
+    ylabel: str = "score (%)",
+) -> Axes:
+    """The score of each model, with its interval, against its cost on a logarithmic axis.
+
+    Models differ in marker as well as in colour.
+
+    Args:
+        intervals: (estimate, lower end, upper end) by model, in the unit that ``ylabel`` names.
+        costs: above 0, of the same models.
+        ax: where to draw; default a new figure.
+        xlabel: name of the cost, with its unit.
+        ylabel: name of the score, with its unit and the kind of interval.
+
+    Raises:
+        ValueError: nothing to draw, an estimate outside its interval, other models in ``costs``
+            than in ``intervals``, or a cost that is not above 0.
+    """
+    _check_intervals(intervals)
+    if set(costs) != set(intervals) or min(costs.values()) <= 0:
+        raise ValueError(f"need a cost above 0 for each of {list(intervals)}, got {dict(costs)}")
+    ax = _axes(ax, figsize=(6.4, 3.4))
+    colors = _method_colors(list(intervals))
+    for i, (name, (estimate, low, high)) in enumerate(intervals.items()):
+        ax.errorbar(
+            costs[name],
+            estimate,
+            yerr=[[estimate - low], [high - estimate]],
+            label=name,
+            color=colors[i],
+            marker=_MARKERS[i % len(_MARKERS)],
+            linestyle="",
+            markersize=8,
+            capsize=3,
+            elinewidth=1.4,
+        )
+    ax.set(xlabel=f"{xlabel} (log scale)", ylabel=ylabel, xscale="log")
+    ax.margins(x=0.12)
+    for axis_formatter in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+        axis_formatter(mpl.ticker.LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return _despined(ax)
 
 
 def paired_scatter(
@@ -433,6 +479,16 @@ def paired_scatter(
     return _despined(ax)
 
 
+def _check_intervals(intervals: Mapping[str, tuple[float, float, float]]) -> None:
+    if not intervals:
+        raise ValueError("intervals is empty: give at least one method")
+    for name, (estimate, low, high) in intervals.items():
+        if not low <= estimate <= high:
+            raise ValueError(
+                f"{name!r}: estimate {estimate} is outside its interval [{low}, {high}]"
+            )
+
+
 def _axes(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
     return plt.subplots(figsize=figsize, layout="constrained")[1] if ax is None else ax
 
@@ -443,5 +499,6 @@ def _despined(ax: Axes, *, left: bool = False) -> Axes:
 
 
 def _method_colors(names: Sequence[str]) -> list[str]:
-    others = iter(_EXTRA_COLORS * len(names))
+    taken = {METHOD_COLORS.get(name) for name in names}
+    others = cycle([color for color in _EXTRA_COLORS if color not in taken])
     return [METHOD_COLORS.get(name) or next(others) for name in names]

@@ -7,7 +7,7 @@ import copy
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -26,13 +26,18 @@ from slotmatch.presets import ModelConfig
 __all__ = [
     "BLOCK",
     "PeakMemory",
+    "Ratio",
+    "Segmenting",
     "count_flops",
     "count_parameters",
     "ms_per_frame",
     "now",
     "peak_memory",
+    "segmenting",
     "take_turns",
     "time_parts",
+    "times_faster",
+    "without_memory",
 ]
 
 T = TypeVar("T")
@@ -55,6 +60,18 @@ def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
     }
 
 
+def without_memory(model: VideoSlotModel | ModelConfig) -> VideoSlotModel:
+    """A model, or the untrained one of a config, on torch's meta device: shapes, no numbers.
+
+    What a model of any size costs can be counted on it at once; it computes nothing.
+    """
+    if isinstance(model, ModelConfig):
+        with torch.device("meta"):
+            return VideoSlotModel(model, pretrained=False).to("meta")
+    tensors = (*model.parameters(), *model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor.to("meta") for tensor in tensors})
+
+
 def count_flops(
     model: VideoSlotModel | ModelConfig, *, reconstruct: bool = True, decode: bool = True
 ) -> dict[str, int]:
@@ -62,7 +79,7 @@ def count_flops(
 
     A multiplication with its addition counts as two. Counted are matrix products (attention is two
     of them) and convolutions, by torch's FlopCounterMode, in a frame that is not the first of its
-    video. Nothing is computed: only shapes pass through a copy of the model without memory.
+    video. Nothing is computed: only shapes pass through a model `without_memory`.
 
     Args:
         model: a model, or the config of one: then the fast model. ``slotmatch.plain.as_written``
@@ -70,7 +87,7 @@ def count_flops(
         reconstruct: False counts a decoder that is asked for masks alone.
         decode: False leaves the decoder out, as for masks that are slot attention's.
     """
-    model = _without_memory(model)
+    model = without_memory(model)
     config, backbone = model.config, model.backbone
     like = model.decoder.positions
     slots = like.new_empty(1, config.n_slots, config.slot_dim)
@@ -94,20 +111,58 @@ def count_flops(
     return {**counts, "total": sum(counts.values())}
 
 
-def _without_memory(model: VideoSlotModel | ModelConfig) -> VideoSlotModel:
-    """The model on torch's meta device, where attention is counted as its matrix products."""
-    if isinstance(model, ModelConfig):
-        with torch.device("meta"):
-            return VideoSlotModel(model, pretrained=False).to("meta")
-    tensors = (*model.parameters(), *model.buffers())
-    return copy.deepcopy(model, {id(tensor): tensor.to("meta") for tensor in tensors})
+@dataclass(frozen=True)
+class Segmenting:
+    """What masks alone cost: the parameters they need, and GFLOP a frame."""
+
+    parameters: int
+    gflop: float
+
+
+def segmenting(model: VideoSlotModel | ModelConfig, *, decode: bool = True) -> Segmenting:
+    """Count what `slotmatch.segmentation.segment` needs of a model.
+
+    Args:
+        model: a model or the config of one.
+        decode: False for masks that are slot attention's: they need no decoder.
+    """
+    model = without_memory(model)
+    parameters = count_parameters(model)
+    unused = 0 if decode else parameters["decoder"][0]
+    flops = count_flops(model, reconstruct=False, decode=decode)["total"]
+    return Segmenting(parameters["total"][0] - unused, flops / 1e9)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The median of the ratios of each turn, and their quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """The ratio as it stands in a table."""
+        return f"{self.median:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def times_faster(fast: Sequence[float], slow: Sequence[float]) -> Ratio:
+    """How many times less the one took than the other, by the times of the same turns.
+
+    Raises:
+        ValueError: times of different numbers of turns, or none.
+    """
+    if len(fast) != len(slow) or not len(fast):
+        raise ValueError(f"need times of the same turns, got {len(fast)} and {len(slow)}")
+    low, median, high = np.quantile(np.divide(slow, fast), [0.25, 0.5, 0.75]).tolist()
+    return Ratio(median, low, high)
 
 
 def take_turns(jobs: Mapping[str, Callable[[], T]], *, repeats: int = 7) -> dict[str, list[T]]:
     """What each job returns in each turn, usually a time; before that each runs once for nothing.
 
     The jobs alternate, so that whatever else the machine does meets all of them: quote medians, and
-    for a ratio the median of the ratios of each turn.
+    `times_faster` for a ratio.
 
     Raises:
         ValueError: no jobs, or no repeats.

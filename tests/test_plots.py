@@ -248,6 +248,44 @@ def test_score_bars_show_value_interval_and_colour():
         plots.score_bars({"k": (3, 4, 5)})
 
 
+def test_cost_scatter_places_models_by_cost_and_score():
+    scores = {"teacher": (60.0, 55.0, 64.0), "student": (58.0, 58.0, 62.0), "mine": (40.0, 30, 41)}
+    costs = {"student": 4.5, "teacher": 9.0, "mine": 0.5}
+    axes = plots.cost_scatter(scores, costs, ylabel="FG-ARI (%)")
+    points = axes.containers
+    assert [tuple(point.lines[0].get_xydata()[0]) for point in points] == [
+        *((9.0, 60.0), (4.5, 58.0), (0.5, 40.0)),
+    ]
+    bars = [point.lines[2][0].get_segments()[0].tolist() for point in points]
+    assert bars == [
+        *([[9.0, 55.0], [9.0, 64.0]], [[4.5, 58.0], [4.5, 62.0]], [[0.5, 30.0], [0.5, 41.0]]),
+    ]
+    assert axes.get_xscale() == "log"
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("ms per frame (log scale)", "FG-ARI (%)")
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(scores)
+    looks = [(point.lines[0].get_color(), point.lines[0].get_marker()) for point in points]
+    assert looks[0][0] == plots.METHOD_COLORS["teacher"]
+    assert [len(set(look)) for look in zip(*looks, strict=True)] == [3, 3]
+    axes.figure.canvas.draw()
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert not any("mathdefault" in label for label in labels), "numbers, not powers of ten"
+
+
+def test_cost_scatter_names_wrong_input():
+    with pytest.raises(ValueError, match="at least one method"):
+        plots.cost_scatter({}, {})
+    with pytest.raises(ValueError, match=r"'k': estimate 3 is outside its interval \[4, 5\]"):
+        plots.cost_scatter({"k": (3, 4, 5)}, {"k": 1})
+    for costs in ({"other": 1}, {"k": 0}, {}):
+        with pytest.raises(ValueError, match=r"a cost above 0 for each of \['k'\], got \{"):
+            plots.cost_scatter({"k": (4, 4, 5)}, costs)
+
+
+def test_other_methods_do_not_share_a_colour():
+    axes = plots.score_bars(dict.fromkeys(("teacher", "one", "student", "two"), (1, 0, 2)))
+    assert len({bar.get_facecolor() for bar in axes.patches}) == 4
+
+
 def test_paired_scatter_counts_only_videos_with_both_scores():
     teacher = [10, 20, 30, np.nan, 50]
     student = [12, 18, 36, 40, 50]

@@ -80,6 +80,18 @@ def test_flops_of_a_model_are_those_of_its_config_and_leave_it_alone() -> None:
     }
 
 
+def test_masks_alone_need_no_reconstruction_and_may_need_no_decoder() -> None:
+    model = VideoSlotModel(FROM_FEATURES)
+    counts = profiling.count_flops(model, reconstruct=False)
+    whole, without = profiling.segmenting(model), profiling.segmenting(model, decode=False)
+    assert whole.gflop == counts["total"] / 1e9
+    assert without.gflop == pytest.approx((counts["total"] - counts["decoder"]) / 1e9)
+    decoder = sum(weight.numel() for weight in model.decoder.parameters())
+    assert whole.parameters == sum(weight.numel() for weight in model.parameters())
+    assert without.parameters == whole.parameters - decoder
+    assert profiling.segmenting(FROM_FEATURES) == whole
+
+
 def test_later_frames_are_counted_not_the_first() -> None:
     p, k, d = 9, 5, 8
     projected = 2 * 2 * p * d * d
@@ -104,6 +116,17 @@ def test_jobs_take_turns_after_one_that_does_not_count() -> None:
         profiling.take_turns({})
     with pytest.raises(ValueError, match="repeats must be 1 or more, got 0"):
         profiling.take_turns({"a": job("a")}, repeats=0)
+
+
+def test_a_ratio_is_that_of_each_turn() -> None:
+    # The second turn met a busy machine: it doubles both times and leaves their ratio.
+    ratio = profiling.times_faster([10, 20, 16], [30, 60, 32])
+    assert (ratio.low, ratio.median, ratio.high) == (2.5, 3, 3)
+    assert str(ratio) == "3.00 [2.50, 3.00]"
+    with pytest.raises(ValueError, match="times of the same turns, got 2 and 1"):
+        profiling.times_faster([1, 2], [3])
+    with pytest.raises(ValueError, match="got 0 and 0"):
+        profiling.times_faster([], [])
 
 
 def test_parts_make_the_whole_and_stop_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
