@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from dataclasses import fields
 from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +20,7 @@ import pytest
 import yaml
 
 from slotmatch.paths import NOTEBOOKS, PACKAGE, REPOSITORY
-from slotmatch.report import Parameters
+from slotmatch.report import Parameters, TrainingParameters
 from slotmatch.segmentation import write_overlay
 
 MAX_BYTES = 3_000_000
@@ -369,8 +370,10 @@ def test_notebooks_are_committed_without_traces_of_a_run() -> None:
 
 
 def test_notebooks_take_the_same_annotated_parameters() -> None:
-    expected = [(name, field.type) for name, field in Parameters.__dataclass_fields__.items()]
     for name, notebook in notebooks().items():
+        (setup,) = (source for _, source in code_cells(notebook) if ".from_notebook(" in source)
+        taken = TrainingParameters if "TrainingParameters" in setup else Parameters
+        expected = [(field.name, field.type) for field in fields(taken)]
         tagged = [
             source
             for cell, source in code_cells(notebook)
@@ -378,7 +381,7 @@ def test_notebooks_take_the_same_annotated_parameters() -> None:
         ]
         assert len(tagged) == 1, name
         lines = [line for line in tagged[0].splitlines() if line.strip()]
-        types = {"str": str, "int": int}
+        types = {"str": str, "int": int, "bool": bool}
         declared = [
             (statement.target.id, types[ast.unparse(statement.annotation)])
             for statement in ast.parse(tagged[0]).body

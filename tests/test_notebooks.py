@@ -22,8 +22,8 @@ def papermill(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
 
 
-def test_there_are_three() -> None:
-    assert NAMES == ["01_data", "02_teacher", "03_distill"]
+def test_there_are_five() -> None:
+    assert NAMES == ["01_data", "02_teacher", "03_distill", "05_efficiency", "08_real_video"]
 
 
 @pytest.mark.slow
