@@ -180,7 +180,8 @@ class Frames:
         clip = video[start : start + length]
         if self.preprocessing is None:
             return clip
-        return self.preprocessing.train(clip, np.random.default_rng(chance.crops[place]))
+        # A copy, since tensors cannot share the memory of a file that is only read.
+        return self.preprocessing.train(np.array(clip), np.random.default_rng(chance.crops[place]))
 
     def _long_enough(self, index: int, length: int) -> np.ndarray:
         for offset in range(len(self.clips)):

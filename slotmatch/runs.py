@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from accelerate import PartialState
-
 from slotmatch import evaluation, experiments, protocols, results
 from slotmatch.data import minimovi
 from slotmatch.estimates import Estimate, estimate
@@ -19,7 +17,7 @@ from slotmatch.model import VideoSlotModel, save
 from slotmatch.presets import ModelConfig
 from slotmatch.profiling import count_parameters
 from slotmatch.recipe import TrainConfig
-from slotmatch.training import start_from, train
+from slotmatch.training import processes, start_from, train
 
 __all__ = ["ROLES", "foresee", "run"]
 
@@ -38,7 +36,7 @@ def foresee(role: str, experiment: Experiment) -> Estimate:
         teacher=experiment.models.teacher if role == "student" else None,
         from_frames=experiment.from_frames,
         n_frames=n_videos * FRAMES,
-        n_processes=PartialState().num_processes,
+        n_processes=processes().num_processes,
     )
 
 
@@ -75,7 +73,7 @@ def run(
         RuntimeError: the weights of a backbone cannot be had, or a number is not finite.
     """
     started = time.perf_counter()
-    state = PartialState()
+    state = processes()
     tell = say if state.is_main_process else _silent
     config, settings = _planned(role, experiment)
     teacher, guide_clips, origin = None, None, ""

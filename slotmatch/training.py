@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -50,6 +50,7 @@ __all__ = [
     "PRECISIONS",
     "TrainConfig",
     "learning_rate_factor",
+    "processes",
     "start_from",
     "term_weights",
     "train",
@@ -388,7 +389,7 @@ class _Trainer:
         if not path.is_file():
             return 0, []
         try:
-            content = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
             run = json.loads(content["run"])
             run["config"] = DEFAULTS | run["config"]  # it may be older than a field
         except DAMAGED as error:
@@ -488,7 +489,18 @@ def _checked_teacher(
     return teacher, teacher_source
 
 
+def processes() -> PartialState:
+    """How many processes train together, and which this is.
+
+    Accelerate takes several processes without a GPU for single ones unless it is told of the CPU.
+    """
+    if PartialState._shared_state:  # it was told already
+        return PartialState()
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
 def _accelerator(config: TrainConfig) -> Accelerator:
+    processes()
     # A process that trains twice (teacher, then student) may change precision in between.
     AcceleratorState._reset_state()
     accelerator = Accelerator(

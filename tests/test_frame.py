@@ -189,7 +189,7 @@ def test_ci_runs_the_readmes_test_command() -> None:
 def test_every_make_target_in_the_texts_exists() -> None:
     makefile = (REPOSITORY / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
-    pages = [REPOSITORY / "README.md", *(REPOSITORY / "book").glob("*.md")]
+    pages = [REPOSITORY / "README.md", *(REPOSITORY / "book").rglob("*.md")]
     text = "\n".join(page.read_text() for page in pages)
     named = set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE))
     assert {"reproduce", "test"} <= named <= targets
@@ -340,8 +340,8 @@ def test_the_table_of_contents_names_every_page_and_no_other() -> None:
     contents = read_yaml("_toc.yml")
     listed = {contents["root"]}
     listed |= {chapter["file"] for part in contents["parts"] for chapter in part["chapters"]}
-    pages = {f"book/{path.stem}" for path in (REPOSITORY / "book").glob("*.md")}
-    pages |= {f"notebooks/{path.stem}" for path in NOTEBOOKS.glob("*.ipynb")}
+    files = [*(REPOSITORY / "book").rglob("*.md"), *NOTEBOOKS.glob("*.ipynb")]
+    pages = {str(path.relative_to(REPOSITORY).with_suffix("")) for path in files}
     assert listed == pages
 
 
@@ -349,7 +349,7 @@ def test_every_reference_is_cited_and_every_citation_known() -> None:
     known = re.findall(
         r"^@\w+\{(\w+),", (REPOSITORY / "book/references.bib").read_text(), re.MULTILINE
     )
-    pages = [*(REPOSITORY / "book").glob("*.md"), *NOTEBOOKS.glob("*.ipynb")]
+    pages = [*(REPOSITORY / "book").rglob("*.md"), *NOTEBOOKS.glob("*.ipynb")]
     cited = {
         key.strip()
         for page in pages

@@ -391,14 +391,17 @@ def test_unknown_role_is_named():
 def test_command_runs_in_two_processes_as_in_one(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     environment |= {"SLOTMATCH_CACHE": str(tmp_path / "cache")}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"]
+    environment |= {"CUDA_VISIBLE_DEVICES": ""}
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
+    launch += ["--main_process_port", "0"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes"]
     for n_processes in (1, 2):
         output = tmp_path / str(n_processes)
         command = train_command(
             "teacher", output, "--gather-negatives", "--steps", "3", preset="smoke"
         )
-        start = [*launch, str(n_processes), "-m", "slotmatch"]
+        several = ["--multi_gpu"] if n_processes > 1 else []
+        start = [*launch, str(n_processes), *several, "-m", "slotmatch"]
         for _ in range(2):  # the second time it only loads what is there
             done = subprocess.run(
                 [*start, *command], env=environment, capture_output=True, text=True
