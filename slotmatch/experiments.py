@@ -7,7 +7,8 @@ a GPU, and trains from frames: the features of all of MOVi-E would fill 200 GB.
 Embedded data sets have three splits of their own. Of a real one the split that the literature
 scores is the ``test`` here: MOVi's and DAVIS's ``validation``, the hold-out of YouTube-VIS and
 OVIS. What is chosen is chosen on the last ``HELD_BACK`` videos of its ``train`` split, which are
-not trained on.
+not trained on. At a size that takes so many videos the first ones of each split are taken, so that
+a part of a data set is enough.
 """
 
 import math
@@ -114,12 +115,14 @@ class Experiment:
         if self.embedded:
             return data.open(self.dataset, split, n_videos=n_videos, progress=progress)
         if split == "test":
-            clips = data.open(self.dataset, SCORED, progress=progress)
-            return Part(clips, range(len(clips))[:n_videos])
-        clips = data.open(self.dataset, "train", progress=progress)
-        first_held_back = len(clips) - min(HELD_BACK, math.ceil(len(clips) / 10))
-        videos = range(first_held_back if split == "train" else len(clips))
-        return Part(clips, videos[first_held_back if split == "validation" else 0 :][:n_videos])
+            return data.open(self.dataset, SCORED, n_videos=n_videos, progress=progress)
+        parts = (self.n_videos["train"], self.n_videos["validation"])
+        n_opened = None if None in parts else sum(n for n in parts if n is not None)
+        clips = data.open(self.dataset, "train", n_videos=n_opened, progress=progress)
+        n_held_back = parts[1] or min(HELD_BACK, math.ceil(len(clips) / 10))
+        first_held_back = len(clips) - n_held_back
+        train, validation = range(first_held_back), range(first_held_back, len(clips))
+        return Part(clips, train if split == "train" else validation)
 
 
 class Part(Sequence[Clip]):
