@@ -161,7 +161,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         "protocol": asdict(protocol),
         "data": {
             "name": name,
-            "version": _version(name),
+            "version": data.version(name),
             "split": split,
             "videos": len(clips),
             "ids": ids,
@@ -259,15 +259,6 @@ def share(arguments: argparse.Namespace) -> None:
     if arguments.push is not None:
         address = hub.push_to_hub(model, arguments.push, private=arguments.private, **options)
         print(f"on the hub, to be loaded from anywhere: load({address!r})")
-
-
-def _version(dataset: str) -> int | str | None:
-    """The version of a data set's files; None where its name says it."""
-    from slotmatch.data import minimovi, movi
-
-    if dataset.startswith("minimovi"):
-        return minimovi.VERSION
-    return movi.VERSION if dataset.startswith("movi") else None
 
 
 def _stored(folder: Path) -> Iterator[np.ndarray]:

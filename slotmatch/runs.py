@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from slotmatch import evaluation, experiments, protocols, results
-from slotmatch.data import minimovi
+from slotmatch import data, evaluation, experiments, protocols, results
 from slotmatch.estimates import Estimate, estimate
 from slotmatch.experiments import Experiment
 from slotmatch.loading import DecodedClips, Frames
@@ -125,7 +124,7 @@ def run(
             "protocol": asdict(protocol),
             "data": {
                 "name": experiment.dataset,
-                "version": minimovi.VERSION if experiment.embedded else "as published",
+                "version": data.version(experiment.dataset),
                 "split": "validation",
                 "ids": ids,
             },

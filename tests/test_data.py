@@ -54,3 +54,11 @@ def test_a_number_of_videos_is_a_whole_number_of_1_or_more(n_videos):
     with pytest.raises(ValueError, match="give a whole number of 1 or more") as error:
         data.open("minimovi_a", "test", n_videos=n_videos)
     assert repr(n_videos) in str(error.value)
+
+
+def test_a_result_says_which_version_of_the_data_it_used() -> None:
+    from slotmatch.data import minimovi, movi
+
+    assert data.version("minimovi_e") == minimovi.VERSION
+    assert data.version("movi_e") == movi.VERSION == "1.0.0"
+    assert data.version("ytvis2021") is None

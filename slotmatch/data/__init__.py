@@ -19,6 +19,7 @@ __all__ = [
     "not_here",
     "open",
     "splits_of",
+    "version",
 ]
 
 SPLITS = ("train", "validation", "test")
@@ -137,6 +138,13 @@ def open(
 def splits_of(name: str) -> tuple[str, ...]:
     """The splits that a data set has: not every real one has masks for a ``test`` split."""
     return SPLITS if name in (*_EMBEDDED, "movi_c", "movi_d", "movi_e") else SPLITS[:2]
+
+
+def version(name: str) -> int | str | None:
+    """The version of a data set's files; None where the name says it all."""
+    if name in _EMBEDDED:
+        return import_module("slotmatch.data.minimovi").VERSION
+    return _reader(name).VERSION if name.startswith("movi_") else None
 
 
 def check(name: str, root: str | PathLike[str] | None = None) -> Report:
