@@ -190,6 +190,8 @@ def train(arguments: argparse.Namespace) -> None:
     """Train a teacher or a student; the same command goes on where it was stopped."""
     if arguments.teacher and arguments.role == "teacher":
         raise ValueError(f"--teacher {arguments.teacher} means nothing to a teacher: leave it out")
+    if arguments.beta is not None and arguments.role == "teacher":
+        raise ValueError(f"--beta {arguments.beta} means nothing to a teacher: leave it out")
 
     from slotmatch import experiments, runs
 
@@ -200,15 +202,18 @@ def train(arguments: argparse.Namespace) -> None:
         steps=arguments.steps,
         seed=arguments.seed,
     )
-    changes = {
+    changes: dict[str, Any] = {
         "mixed_precision": arguments.precision,
         "accumulate": arguments.accumulate,
         "gather_negatives": arguments.gather_negatives,
     }
+    if arguments.learning_rate is not None:
+        changes["learning_rate"] = arguments.learning_rate
+    beta = experiment.student.match_weight if arguments.beta is None else arguments.beta
     experiment = replace(
         experiment,
         teacher=replace(experiment.teacher, **changes),
-        student=replace(experiment.student, **changes),
+        student=replace(experiment.student, **changes, match_weight=beta),
     )
     if arguments.dry_run:
         print(runs.foresee(arguments.role, experiment))
@@ -339,6 +344,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--output", required=True, metavar="DIR", help="the run's folder")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--steps", type=_positive, default=0, help="default: the preset's")
+    command.add_argument(
+        "--beta", type=float, help="weight of a student's SlotMatch term; default: the preset's"
+    )
+    command.add_argument("--learning-rate", type=float, help="default: the preset's")
     command.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no")
     command.add_argument(
         "--accumulate", type=_positive, default=1, metavar="N", help="N parts, for less memory"

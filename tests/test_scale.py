@@ -331,15 +331,18 @@ def test_command_trains_teacher_and_student_and_goes_on(preset, tiny, tmp_path, 
     assert found["data"]["split"] == "validation"
     assert len(found["models"]["teacher"]["metrics"]["video_fg_ari"]) == 2
 
-    more = ["--decoded", "--workers", "2"] if preset == "paper" else []
+    more = ["--beta", "0.25", "--learning-rate", "0.003"]
+    more += ["--decoded", "--workers", "2"] if preset == "paper" else []
     assert main(train_command("student", student, *more, preset=preset)) == 0
     assert "trained here: minimovi_a" in capsys.readouterr().out
     log = pd.read_csv(student / LOG)
     assert log["match"].notna().all()
+    settings = read_results(student / "results.json")["config"]["training"]
+    assert (settings["match_weight"], settings["learning_rate"]) == (0.25, 0.003)
     assert log["validation_video_fg_ari"].notna().sum() == 2
     before = (student / "student.safetensors").read_bytes()
     file = ["--teacher", str(teacher / "teacher.safetensors")]
-    assert main(train_command("student", student, *file, preset=preset)) == 0
+    assert main(train_command("student", student, *file, *more, preset=preset)) == 0
     assert (student / "student.safetensors").read_bytes() == before
     assert bool(list((tmp_path / "cache").glob("frames/*/*.npy"))) == (preset == "paper")
 
@@ -360,6 +363,8 @@ def test_dry_run_says_what_it_takes_and_touches_nothing(tmp_path, capsys, monkey
     [
         (["student", "--teacher", "nowhere.ckpt"], "'nowhere.ckpt' is neither a file nor a model"),
         (["teacher", "--teacher", "x.ckpt"], "x.ckpt means nothing to a teacher"),
+        (["teacher", "--beta", "1"], "--beta 1.0 means nothing to a teacher"),
+        (["student", "--beta", "-1"], "match_weight"),
         (["teacher"], "movi_e"),  # whose files are not here
         (["teacher", "--steps", "9", "--accumulate", "5"], "64 cannot be cut into accumulate 5"),
     ],
