@@ -1,4 +1,4 @@
-"""What the readers of videos in folders share: pictures checked as they are read, lazy clips."""
+"""What the readers of data sets share: lazy clips, and pictures checked as they are read."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -45,18 +45,16 @@ import os
 import warnings
 import zipfile
 import zlib
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from os import PathLike
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 from tqdm import tqdm
 
 from slotmatch import paths
-from slotmatch.data import Clip
+from slotmatch.data.files import LazyClips
 from slotmatch.data.scenes import Recipe, render_scene
 
 __all__ = ["NAMES", "SIZES", "VERSION", "MiniMovi", "render"]
@@ -85,7 +83,7 @@ def render(name: str, split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
     return render_scene(_RECIPES[name], np.random.default_rng(seed))
 
 
-class MiniMovi(Sequence[Clip]):
+class MiniMovi(LazyClips):
     """One split of a MiniMovi set: renders what is missing when built, reads lazily afterwards.
 
     The cache is ``root/minimovi/v<VERSION>/<name>/<split>/<index>.npz``; the first ``n`` videos of
@@ -102,9 +100,9 @@ class MiniMovi(Sequence[Clip]):
         progress: bool = False,
         n_workers: int | None = None,
     ) -> None:
+        super().__init__(f"{name}/{split}/{i:05d}" for i in range(n_videos or SIZES[split]))
         self.name, self.split = name, split
         self.folder = Path(root or paths.data_dir()) / "minimovi" / f"v{VERSION}" / name / split
-        self.ids = tuple(f"{name}/{split}/{i:05d}" for i in range(n_videos or SIZES[split]))
         missing = [i for i in range(len(self.ids)) if not self.path(i).is_file()]
         if missing:
             self._render(missing, n_workers or os.cpu_count() or 1, progress)
@@ -113,25 +111,15 @@ class MiniMovi(Sequence[Clip]):
         """The cache file of video ``index``."""
         return self.folder / f"{index:05d}.npz"
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @overload
-    def __getitem__(self, index: int) -> Clip: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Clip]: ...
-    def __getitem__(self, index: int | slice) -> Clip | list[Clip]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        position = range(len(self))[index]
+    def read(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        """Video uint8 (T,H,W,3) and labels int32 (T,H,W) of one clip; made again if damaged."""
         path = self.path(position)
         try:
-            video, labels = _read(path)
+            return _read(path)
         except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
             warnings.warn(f"{path} is damaged ({error}); rendering it again", stacklevel=2)
             self._render([position], 1, progress=False)
-            video, labels = _read(path)
-        return Clip(video, labels, self.ids[position])
+            return _read(path)
 
     def _render(self, indices: list[int], n_workers: int, progress: bool) -> None:
         bar = tqdm(

@@ -22,7 +22,7 @@ from itertools import accumulate, pairwise
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from slotmatch import paths
 from slotmatch.data import Clip, Report, not_here
+from slotmatch.data.files import LazyClips
 from slotmatch.data.tfrecord import (
     OVERHEAD,
     Feature,
@@ -104,7 +105,7 @@ class Split:
         return tuple(shard for shard, n in zip(self.shards, before, strict=False) if n < n_videos)
 
 
-class Movi(Sequence[Clip]):
+class Movi(LazyClips):
     """Videos of one split, each read from its shard and decoded when asked for.
 
     Ids such as ``movi_e/validation/00012`` are positions in the split: the order of the shards and
@@ -112,22 +113,13 @@ class Movi(Sequence[Clip]):
     """
 
     def __init__(self, folder: Path, places: Sequence[tuple[str, int]], prefix: str) -> None:
+        super().__init__(f"{prefix}/{i:05d}" for i in range(len(places)))
         self.folder, self.places = folder, tuple(places)
-        self.ids = tuple(f"{prefix}/{i:05d}" for i in range(len(self.places)))
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @overload
-    def __getitem__(self, index: int) -> Clip: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Clip]: ...
-    def __getitem__(self, index: int | slice) -> Clip | list[Clip]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        position = range(len(self))[index]
+    def read(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        """Video uint8 (T,H,W,3) and labels int32 (T,H,W) of one clip."""
         shard, start = self.places[position]
-        return _clip(self.folder / shard, start, self.ids[position])
+        return _read(self.folder / shard, start, self.ids[position])
 
 
 def data_folder(name: str, root: str | PathLike[str] | None = None) -> Path:
@@ -297,7 +289,7 @@ def _remembered(cache: Path) -> dict[str, Any]:
         return {}  # it is looked up and written again
 
 
-def _clip(path: Path, start: int, name: str) -> Clip:
+def _read(path: Path, start: int, name: str) -> tuple[np.ndarray, np.ndarray]:
     content = read_record(path, start)
     try:
         features = decode_example(content, tuple(_MODES))
@@ -306,7 +298,7 @@ def _clip(path: Path, start: int, name: str) -> Clip:
             raise ValueError(f"the video is {video.shape} and its segmentations {labels.shape}")
     except ValueError as error:
         raise ValueError(f"{name}, the record at byte {start} of {path}: {error}") from error
-    return Clip(video, labels.astype(np.int32), name)
+    return video, labels.astype(np.int32)
 
 
 def _frames(files: Feature, feature: str) -> np.ndarray:
