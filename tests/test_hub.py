@@ -17,6 +17,7 @@ from huggingface_hub import ModelCard
 
 from slotmatch import hub as sharing
 from slotmatch.__main__ import main
+from slotmatch.experiments import MINI_STUDENT
 from slotmatch.hub import fetch, model_card, push_to_hub, write_folder
 from slotmatch.model import PRESETS, ModelConfig, VideoSlotModel, load, save
 from slotmatch.paths import REPOSITORY, RESULTS
@@ -300,7 +301,7 @@ def test_share_writes_a_folder_and_pushes_it(
     card = (tmp_path / "mini" / "README.md").read_text()
     text = numbers(read_results(scored))["student_video_fg_ari"]
     assert f"| FG-ARI, video | {text} |" in card
-    assert '"match_weight": 0.3' in card
+    assert f'"match_weight": {MINI_STUDENT.match_weight}' in card
     assert files["model.safetensors"] == (tmp_path / "mini" / "model.safetensors").read_bytes()
     config = json.loads(files["config.json"])
     assert config["backbone"] == asdict(load("mini-student").config)["backbone"]
