@@ -1,16 +1,16 @@
 """What every measurement gives: the same work done in several ways, in turns."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from slotmatch.presets import PRESETS, ModelConfig, Preset
+from slotmatch.presets import PRESETS, Preset
 from slotmatch.profiling import PeakMemory, times_faster
 
-__all__ = ["Comparison", "Settings", "from_features", "random_video"]
+__all__ = ["Comparison", "Settings", "random_video"]
 
 Turn = Mapping[str, float]
 """Milliseconds of one turn, by part; the part ``"total"`` is always there."""
@@ -96,12 +96,6 @@ class Comparison:
             "facts": self.facts,
             "summary": self.summary().to_dict("index"),
         }
-
-
-def from_features(config: ModelConfig) -> ModelConfig:
-    """The same model without its backbone."""
-    shape = (config.n_patches, config.feature_dim)
-    return replace(config, backbone=None, image_size=None, feature_shape=shape)
 
 
 def random_video(n_frames: int, side: int) -> np.ndarray:

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.comparison import Comparison, Settings, from_features
+from benchmarks.comparison import Comparison, Settings
+from slotmatch.estimates import without_backbone
 from slotmatch.model import VideoSlotModel
 from slotmatch.plain import as_written
 from slotmatch.presets import ModelConfig
@@ -22,7 +23,7 @@ class Way(NamedTuple):
 
     def build(self, config: ModelConfig) -> VideoSlotModel:
         """The model whose decoder it is, without backbone."""
-        model = VideoSlotModel(from_features(config)).eval()
+        model = VideoSlotModel(without_backbone(config)).eval()
         return as_written(model) if self.plain else model
 
 

@@ -127,7 +127,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from slotmatch import data
 
     started = time.perf_counter()
-    name, is_embedded = arguments.dataset, arguments.dataset.startswith("minimovi")
+    name, is_embedded = arguments.dataset, arguments.dataset in data.EMBEDDED
     split = arguments.split or ("test" if is_embedded else "validation")
     opened = partial(data.open, name, split, n_videos=arguments.videos)
     # Files are looked for before a model is loaded, a model before videos are rendered.
@@ -135,7 +135,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     import torch
 
-    from slotmatch import evaluation, metrics, profiling, protocols, results
+    from slotmatch import evaluation, profiling, protocols, results
     from slotmatch.model import load
 
     default = "original" if is_embedded else "slotcontrast"
@@ -145,8 +145,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     model = load(arguments.model).to("cuda" if torch.cuda.is_available() else "cpu")
     clips = clips or opened()
     ids, scores = evaluation.evaluate_samples(model, clips, protocol=protocol)
-    videos = [dict(zip(scores, row, strict=True)) for row in zip(*scores.values(), strict=True)]
-    joined = metrics.dataset_metrics(videos)
+    joined = evaluation.joined(scores)
     entry: dict[str, Any] = {
         "metrics": scores,
         "dataset_metrics": joined,

@@ -18,7 +18,14 @@ from slotmatch.presets import ModelConfig
 from slotmatch.profiling import count_flops, count_parameters, now, without_memory
 from slotmatch.recipe import TrainConfig, term_weights
 
-__all__ = ["Estimate", "activation_bytes", "device_speed", "estimate"]
+__all__ = [
+    "Estimate",
+    "activation_bytes",
+    "device_speed",
+    "estimate",
+    "stored_bytes",
+    "without_backbone",
+]
 
 BYTES = 4  # of a number in single precision
 EFFICIENCY = 0.4

@@ -24,6 +24,7 @@ __all__ = [
     "evaluate",
     "evaluate_samples",
     "grid_oracle",
+    "joined",
     "score_labels",
     "score_masks",
     "score_on",
@@ -149,9 +150,8 @@ def score_on(
             protocol=protocol,
             progress=False,
         )
-        videos = [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
-        joined = metrics.dataset_metrics(videos)
-        return {name: joined[name] for name in VALIDATED}
+        scores = joined(found)
+        return {name: scores[name] for name in VALIDATED}
 
     return validate
 
@@ -236,6 +236,12 @@ def columns(rows: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:
     if not rows:
         raise ValueError("there are no clips to score: give one or more")
     return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def joined(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The scores of a data set (``metrics.dataset_metrics``) from the lists of ``evaluate``."""
+    rows = zip(*scores.values(), strict=True)
+    return metrics.dataset_metrics([dict(zip(scores, row, strict=True)) for row in rows])
 
 
 @torch.inference_mode()

@@ -84,7 +84,7 @@ class Experiment:
     @property
     def embedded(self) -> bool:
         """Whether the data are made on this machine."""
-        return self.dataset.startswith("minimovi_")
+        return self.dataset in data.EMBEDDED
 
     @property
     def from_frames(self) -> bool:

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from slotmatch import backbones, paths
+from slotmatch.data.files import some
 from slotmatch.features import weights_checksum
 from slotmatch.modules import (
     LearnedSlots,
@@ -34,7 +35,7 @@ from slotmatch.modules import (
     feature_transform,
 )
 from slotmatch.presets import PRESETS, ModelConfig, Preset
-from slotmatch.slotcontrast import describe, listed, read_tensors, released_name
+from slotmatch.slotcontrast import describe, read_tensors, released_name
 from slotmatch.slotcontrast import translate as read_released
 
 __all__ = [
@@ -427,6 +428,6 @@ def _fill(
         ],
     }
     if any(problems.values()):
-        found = "; ".join(f"{kind}: {listed(sorted(n))}" for kind, n in problems.items() if n)
+        found = "; ".join(f"{kind}: {some(sorted(n), 10)}" for kind, n in problems.items() if n)
         raise ValueError(f"the tensors of {origin} do not fit the model's config: {found}")
     model.to(tensors["decoder.positions"].dtype).load_state_dict(tensors, strict=False)

@@ -92,7 +92,8 @@ def run(
     if decoded and isinstance(clips, Frames):
         clips = replace(clips, clips=DecodedClips(clips.clips, experiment.dataset))
     tell(f"{role} on {len(clips)} videos of {experiment.dataset}, preset {experiment.name}")
-    tell(str(foresee(role, experiment)))
+    if state.is_main_process:  # it times this machine
+        say(str(foresee(role, experiment)))
     published = experiment.from_frames and not experiment.embedded
     protocol = protocols.protocol_for(
         "slotcontrast_all" if published else "original", experiment.dataset

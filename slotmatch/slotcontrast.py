@@ -7,7 +7,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slotmatch.data.files import some
 from slotmatch.presets import PRESETS, ModelConfig
 
-__all__ = ["Released", "describe", "listed", "read_tensors", "released_name", "translate"]
+__all__ = ["Released", "describe", "read_tensors", "released_name", "translate"]
 
 DECODER = "decoder.layers."
 PREFIXES = {
@@ -80,7 +81,7 @@ def read_tensors(source: Mapping[str, Any] | str | os.PathLike[str]) -> dict[str
         raise ValueError("expected a state dict, or a dict with one under 'state_dict'")
     foreign = [name for name, value in content.items() if not isinstance(value, Tensor)]
     if foreign:
-        raise ValueError(f"these entries of the state dict are not tensors: {listed(foreign)}")
+        raise ValueError(f"these entries of the state dict are not tensors: {some(foreign, 10)}")
     return dict(content)
 
 
@@ -99,10 +100,10 @@ def translate(released: Mapping[str, Tensor], *, n_heads: int) -> Released:
     missing = [name for name in (*sized, "decoder.layers.0.weight") if name not in tensors]
     if missing:
         foreign = [name for name, ours in names.items() if name == ours]
-        others = f"; these do not belong: {listed(foreign)}" if foreign else ""
+        others = f"; these do not belong: {some(foreign, 10)}" if foreign else ""
         raise ValueError(
             "not a SlotContrast model: tensors are missing that give its sizes, "
-            f"{listed([released_name(name) for name in missing])}{others}"
+            f"{some([released_name(name) for name in missing], 10)}{others}"
         )
     for name in ("initial_slots.slots", "decoder.positions"):
         if tensors[name].ndim < 2:
@@ -156,12 +157,6 @@ def describe(config: ModelConfig) -> str:
         else f"{config.backbone} at {config.image_size} px"
     )
     return f"{origin}: {config.n_slots} slots of width {config.slot_dim} over {encoder}"
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names in a row, the first ten of them when there are more."""
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return ", ".join(map(str, names[:10])) + more
 
 
 def _refusal(source: object, error: Exception) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 __all__ = [
+    "EMBEDDED",
     "NAMES",
     "SPLITS",
     "Clip",
@@ -23,23 +24,18 @@ __all__ = [
 ]
 
 SPLITS = ("train", "validation", "test")
-_EMBEDDED = ("minimovi_a", "minimovi_c", "minimovi_d", "minimovi_e")
+EMBEDDED = ("minimovi_a", "minimovi_c", "minimovi_d", "minimovi_e")
+"""Data sets that are made on this machine."""
 _KUBRIC = "public bucket gs://kubric-public/tfds, folder {name}/128x128/1.0.0"
-_REAL = {  # name -> (where its files are published, the embedded set that stands in for it)
-    **{f"movi_{x}": (_KUBRIC.format(name=f"movi_{x}"), f"minimovi_{x}") for x in "acde"},
-    "movi_b": (_KUBRIC.format(name="movi_b"), "minimovi_a"),
-    "ytvis2021": ("youtube-vos.org, after registration", "minimovi_e"),
-    "davis2017": ("davischallenge.org", "minimovi_e"),
-    "davis2016": ("davischallenge.org", "minimovi_e"),
-    "ovis": ("songbai.site/ovis, after registration", "minimovi_e"),
+_REAL = {  # name -> (module that reads it, where its files are published, embedded stand-in)
+    **{f"movi_{x}": ("movi", _KUBRIC.format(name=f"movi_{x}"), f"minimovi_{x}") for x in "acde"},
+    "movi_b": ("movi", _KUBRIC.format(name="movi_b"), "minimovi_a"),
+    "ytvis2021": ("ytvis", "youtube-vos.org, after registration", "minimovi_e"),
+    "davis2017": ("davis", "davischallenge.org", "minimovi_e"),
+    "davis2016": ("davis", "davischallenge.org", "minimovi_e"),
+    "ovis": ("ytvis", "songbai.site/ovis, after registration", "minimovi_e"),
 }
-_READERS = {  # start of a name -> module of this package
-    "movi_": "movi",
-    "ytvis": "ytvis",
-    "ovis": "ytvis",
-    "davis": "davis",
-}
-NAMES = (*_EMBEDDED, *_REAL)
+NAMES = (*EMBEDDED, *_REAL)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,12 +133,12 @@ def open(
 
 def splits_of(name: str) -> tuple[str, ...]:
     """The splits that a data set has: not every real one has masks for a ``test`` split."""
-    return SPLITS if name in (*_EMBEDDED, "movi_c", "movi_d", "movi_e") else SPLITS[:2]
+    return SPLITS if name in (*EMBEDDED, "movi_c", "movi_d", "movi_e") else SPLITS[:2]
 
 
 def version(name: str) -> int | str | None:
     """The version of a data set's files; None where the name says it all."""
-    if name in _EMBEDDED:
+    if name in EMBEDDED:
         return import_module("slotmatch.data.minimovi").VERSION
     return _reader(name).VERSION if name.startswith("movi_") else None
 
@@ -160,7 +156,7 @@ def check(name: str, root: str | PathLike[str] | None = None) -> Report:
 
 def not_here(name: str, how: str) -> FileNotFoundError:
     """The error of a real data set without files: what to do, and what to run instead."""
-    source, stand_in = _REAL[name]
+    _, source, stand_in = _REAL[name]
     return FileNotFoundError(
         f"the files of {name} are not on this machine: {how} (source: {source}), or run the "
         f"embedded stand-in, -p dataset {stand_in}"
@@ -169,5 +165,4 @@ def not_here(name: str, how: str) -> FileNotFoundError:
 
 def _reader(name: str) -> Any:
     """The module that reads a real data set, imported only now: some take a while."""
-    module = next(module for start, module in _READERS.items() if name.startswith(start))
-    return import_module(f"slotmatch.data.{module}")
+    return import_module(f"slotmatch.data.{_REAL[name][0]}")

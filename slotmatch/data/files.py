@@ -1,5 +1,6 @@
 """What the readers of data sets share: lazy clips, and pictures checked as they are read."""
 
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar, overload
@@ -29,9 +30,9 @@ class LazyClips(Sequence[Clip]):
     def __init__(self, ids: Iterable[str]) -> None:
         self.ids = tuple(ids)
 
+    @abstractmethod
     def read(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         """Video uint8 (T,H,W,3) and labels int32 (T,H,W) of one clip."""
-        raise NotImplementedError
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from slotmatch import paths
 from slotmatch.data import Clip, Report, not_here
-from slotmatch.data.files import LazyClips
+from slotmatch.data.files import LazyClips, first_videos
 from slotmatch.data.tfrecord import (
     OVERHEAD,
     Feature,
@@ -191,9 +191,8 @@ def open_split(
     if not splits:
         raise not_here(name, how)
     entry = splits[split]
-    if n_videos is not None and n_videos > entry.n_videos:
-        raise ValueError(f"n_videos is {n_videos} and {name} {split} has {entry.n_videos} videos")
-    shards = entry.needed(n_videos)
+    wanted = first_videos(range(entry.n_videos), n_videos, f"{name} {split}")
+    shards = entry.needed(len(wanted))
     there = [(folder / shard).is_file() for shard in shards]
     if not any(there):
         raise not_here(name, how)
@@ -208,7 +207,7 @@ def open_split(
     if damaged:
         raise ValueError(next(iter(damaged.values())))
     places = [(shard, start) for shard in shards for start in starts[shard]]
-    return Movi(folder, places[:n_videos], f"{name}/{split}")
+    return Movi(folder, places[: len(wanted)], f"{name}/{split}")
 
 
 def check(name: str, root: str | PathLike[str] | None = None) -> Report:

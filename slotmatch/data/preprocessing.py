@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from slotmatch.data import Clip
+from slotmatch.data import EMBEDDED, Clip
 
 __all__ = [
     "INTERPOLATIONS",
@@ -163,11 +163,11 @@ class Preprocessing:
 
 _MOVI = Preprocessing(336, flip_probability=0.5)
 _YTVIS = Preprocessing(518, "crop")
-_EMBEDDED = Preprocessing(None, aligned_starts=False)
+_AS_IS = Preprocessing(None, aligned_starts=False)
 
 PREPROCESSING: Mapping[str, Preprocessing] = MappingProxyType(
     {
-        **{f"minimovi_{x}": _EMBEDDED for x in "acde"},
+        **dict.fromkeys(EMBEDDED, _AS_IS),
         **{f"movi_{x}": _MOVI for x in "abcde"},
         **dict.fromkeys(("ytvis2021", "ovis", "davis2017", "davis2016"), _YTVIS),
     }
