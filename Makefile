@@ -30,7 +30,7 @@ $(INSTALLED): pyproject.toml
 reproduce: export MALLOC_MMAP_MAX_ := 0
 reproduce: export MALLOC_TRIM_THRESHOLD_ := 4000000000
 reproduce: $(INSTALLED)
-	@$(VENV)/bin/python -m slotmatch.report
+	@$(VENV)/bin/python -m slotmatch.reporting.report
 
 book: reproduce
 

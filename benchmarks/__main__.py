@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import decoding, inference, scoring, streaming, training
 from benchmarks.comparison import Settings
-from slotmatch.results import write_results
+from slotmatch.reporting.results import write_results
 
 MEASUREMENTS = {"a": inference, "b": decoding, "c": training, "d": scoring, "e": streaming}
 OUTPUT = Path(__file__).parent / "results.json"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from slotmatch.presets import PRESETS, Preset
+from slotmatch.model import PRESETS, Preset
 from slotmatch.profiling import PeakMemory, times_faster
 
 __all__ = ["Comparison", "Settings", "random_video"]

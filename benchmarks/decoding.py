@@ -6,11 +6,10 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.comparison import Comparison, Settings
-from slotmatch.estimates import without_backbone
-from slotmatch.model import VideoSlotModel
-from slotmatch.plain import as_written
-from slotmatch.presets import ModelConfig
+from slotmatch.model import ModelConfig, VideoSlotModel
+from slotmatch.model.plain import as_written
 from slotmatch.profiling import count_flops, now, peak_memory, take_turns
+from slotmatch.training.estimates import without_backbone
 
 __all__ = ["measure"]
 

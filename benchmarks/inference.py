@@ -15,9 +15,8 @@ import numpy as np
 import torch
 
 from benchmarks.comparison import Comparison, Settings, random_video
-from slotmatch.model import VideoSlotModel
-from slotmatch.plain import as_written
-from slotmatch.presets import ModelConfig, Preset
+from slotmatch.model import ModelConfig, Preset, VideoSlotModel
+from slotmatch.model.plain import as_written
 from slotmatch.profiling import peak_memory, segmenting, take_turns, time_parts
 
 __all__ = ["measure"]
@@ -76,7 +75,7 @@ def measure(settings: Settings) -> Iterator[Comparison]:
         }
         with tempfile.TemporaryDirectory() as folder:
             if settings.device == "cpu" and all(map(find_spec, ONNX)):
-                from slotmatch.export import export_onnx
+                from slotmatch.sharing.onnx import export_onnx
 
                 file = export_onnx(models["fast student"], Path(folder) / "student.onnx")
                 arguments = (file, settings.frames, torch.get_num_threads())
@@ -105,7 +104,7 @@ def timing(
 
 def prepare_onnx(file: Path, n_frames: int, n_threads: int) -> Callable[[], dict[str, float]]:
     """The same job on onnxruntime."""
-    from slotmatch.export import OnnxModel
+    from slotmatch.sharing.onnx import OnnxModel
 
     model = OnnxModel(file, n_threads=n_threads)
     video = random_video(n_frames, model.image_size).transpose(0, 3, 1, 2)

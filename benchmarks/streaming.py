@@ -8,8 +8,7 @@ import av
 import numpy as np
 
 from benchmarks.comparison import Comparison, Settings
-from slotmatch.model import VideoSlotModel
-from slotmatch.presets import PRESETS
+from slotmatch.model import PRESETS, VideoSlotModel
 from slotmatch.profiling import peak_memory
 from slotmatch.segmentation import segment, segment_blocks
 

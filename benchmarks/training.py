@@ -13,9 +13,8 @@ import numpy as np
 
 from benchmarks.comparison import Comparison, Settings, random_video
 from slotmatch.experiments import MINI_STUDENT, MINI_TEACHER, PAPER
-from slotmatch.model import VideoSlotModel
-from slotmatch.plain import as_written
-from slotmatch.presets import PRESETS, ModelConfig
+from slotmatch.model import PRESETS, ModelConfig, VideoSlotModel
+from slotmatch.model.plain import as_written
 from slotmatch.profiling import take_turns
 from slotmatch.training import TrainConfig, train
 

@@ -14,18 +14,10 @@ from typing import Any
 import numpy as np
 
 from slotmatch.data import NAMES, SPLITS
+from slotmatch.settings import Masks, Precision, ProtocolName, Role, Size, choices
 
 EXPECTED = (ValueError, OSError, RuntimeError)
 """What a wrong argument or a missing file raises, with a message made for the reader."""
-MASKS = ("decoder", "attention")  # slotmatch.model has them too, but takes seconds to import
-PROTOCOLS = (  # slotmatch.protocols says what they are, and takes as long
-    "original",
-    "slotcontrast",
-    "slotcontrast_all",
-    "slotcontrast_skip_first",
-    "videosaur",
-    "randsfq",
-)
 MODEL_HELP = (
     "mini-student, mini-teacher, a file of slotmatch.model.save, a .ckpt that SlotContrast's "
     "authors released, or hf://user/name"
@@ -135,8 +127,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     import torch
 
-    from slotmatch import evaluation, profiling, protocols, results
-    from slotmatch.model import load
+    from slotmatch import evaluation, profiling
+    from slotmatch.evaluation import protocols
+    from slotmatch.model.files import load
+    from slotmatch.reporting import results
 
     default = "original" if is_embedded else "slotcontrast"
     protocol = protocols.protocol_for(arguments.protocol or default, name)
@@ -192,7 +186,8 @@ def train(arguments: argparse.Namespace) -> None:
     if arguments.beta is not None and arguments.role == "teacher":
         raise ValueError(f"--beta {arguments.beta} means nothing to a teacher: leave it out")
 
-    from slotmatch import experiments, runs
+    from slotmatch import experiments
+    from slotmatch.experiments import runs
 
     experiment = experiments.select(
         arguments.preset,
@@ -229,8 +224,8 @@ def train(arguments: argparse.Namespace) -> None:
 
 def export(arguments: argparse.Namespace) -> None:
     """Write a model as an ONNX file that takes a video frame by frame."""
-    from slotmatch.export import INPUTS, OUTPUTS, export_onnx
-    from slotmatch.model import load
+    from slotmatch.model.files import load
+    from slotmatch.sharing.onnx import INPUTS, OUTPUTS, export_onnx
 
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # warns of its own optimisations
     model = load(arguments.model)
@@ -246,9 +241,9 @@ def share(arguments: argparse.Namespace) -> None:
     if arguments.folder is None and arguments.push is None:
         raise ValueError("nothing to do: give --folder DIR, --push USER/NAME or both")
 
-    from slotmatch import hub
-    from slotmatch.model import load
-    from slotmatch.results import read_results
+    from slotmatch import sharing as hub
+    from slotmatch.model.files import load
+    from slotmatch.reporting.results import read_results
 
     options: dict[str, Any] = {
         "results": read_results(arguments.results) if arguments.results else None,
@@ -323,19 +318,21 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--videos", type=_positive, metavar="N", help="only the first N videos")
     command.add_argument(
         "--protocol",
-        choices=PROTOCOLS,
+        choices=choices(ProtocolName),
         help="rules of the scores; default: original, or slotcontrast for a real data set",
     )
-    command.add_argument("--masks", choices=MASKS, help="whose masks; default: the protocol's")
+    command.add_argument(
+        "--masks", choices=choices(Masks), help="whose masks; default: the protocol's"
+    )
     command.add_argument(
         "--output", default="results.json", metavar="FILE", help="default: %(default)s"
     )
     command.set_defaults(run=evaluate)
 
     command = commands.add_parser("train", help="a teacher or a student", description=_line(train))
-    command.add_argument("role", choices=("teacher", "student"))
+    command.add_argument("role", choices=choices(Role))
     command.add_argument("--dataset", required=True, metavar="NAME", choices=NAMES)
-    command.add_argument("--preset", choices=("smoke", "mini", "paper"), default="paper")
+    command.add_argument("--preset", choices=choices(Size), default="paper")
     command.add_argument("--backbone", default="embedded", help="default: the preset's own pair")
     command.add_argument(
         "--teacher", default="", metavar="MODEL", help=f"of a student: {MODEL_HELP}"
@@ -347,7 +344,7 @@ def _parser() -> argparse.ArgumentParser:
         "--beta", type=float, help="weight of a student's SlotMatch term; default: the preset's"
     )
     command.add_argument("--learning-rate", type=float, help="default: the preset's")
-    command.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no")
+    command.add_argument("--precision", choices=choices(Precision), default="no")
     command.add_argument(
         "--accumulate", type=_positive, default=1, metavar="N", help="N parts, for less memory"
     )
@@ -387,7 +384,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_masks(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--masks", choices=MASKS, default=MASKS[0], help="whose masks; default: %(default)s"
+        "--masks",
+        choices=choices(Masks),
+        default="decoder",
+        help="whose masks; default: %(default)s",
     )
 
 

@@ -5,16 +5,15 @@ The first two are those of the teacher, SlotContrast (with weights 1 and 0.5); t
 
 import warnings
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from slotmatch.matching import match_slots, reorder_slots
+from slotmatch.settings import Axis, Correspondence, check_choice
 
-__all__ = ["AXES", "CORRESPONDENCES", "feature_reconstruction", "slot_contrast", "slot_match"]
-
-AXES = ("earlier", "later", "symmetric")
-CORRESPONDENCES = ("index", "hungarian")
+__all__ = ["feature_reconstruction", "match_slots", "reorder_slots", "slot_contrast", "slot_match"]
 
 
 def feature_reconstruction(reconstruction: Tensor, features: Tensor) -> Tensor:
@@ -35,7 +34,7 @@ def slot_contrast(
     *,
     temperature: float = 0.1,
     batch_contrast: bool = True,
-    axis: str = "earlier",
+    axis: Axis = "earlier",
 ) -> Tensor:
     """Cross-entropy of finding each slot (B,T,K,D) again in the neighbouring frame: a scalar.
 
@@ -60,8 +59,7 @@ def slot_contrast(
         )
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    if axis not in AXES:
-        raise ValueError(f"axis must be one of {AXES}, got {axis!r}")
+    check_choice("axis", axis, Axis)
     if slots.shape[1] < 2:
         warnings.warn("slot_contrast needs two frames, got one: the loss is zero", stacklevel=2)
         return slots[:, 1:].sum()
@@ -79,7 +77,9 @@ def slot_contrast(
     return (looking_back.mean() + looking_ahead.mean()) / 2
 
 
-def slot_match(student: Tensor, teacher: Tensor, *, correspondence: str = "index") -> Tensor:
+def slot_match(
+    student: Tensor, teacher: Tensor, *, correspondence: Correspondence = "index"
+) -> Tensor:
     """One minus the mean cosine of corresponding slots, both (B,T,K,D): a scalar in [0, 2].
 
     ``"index"`` pairs slots of equal index, which presumes that the student starts from the
@@ -94,8 +94,7 @@ def slot_match(student: Tensor, teacher: Tensor, *, correspondence: str = "index
     _require_same_shape("student slots", student, "teacher slots", teacher)
     if student.ndim != 4:
         raise ValueError(f"expected slots (B,T,K,D), got {tuple(student.shape)}")
-    if correspondence not in CORRESPONDENCES:
-        raise ValueError(f"correspondence must be one of {CORRESPONDENCES}, got {correspondence!r}")
+    check_choice("correspondence", correspondence, Correspondence)
     teacher = teacher.detach().to(student.dtype)
     if correspondence == "hungarian":
         teacher = reorder_slots(teacher, match_slots(student, teacher))
@@ -111,3 +110,46 @@ def _require_same_shape(first: str, a: Tensor, second: str, b: Tensor) -> None:
         raise ValueError(
             f"{first} and {second} must be floating-point, got {a.dtype} and {b.dtype}"
         )
+
+
+def match_slots(student: Tensor, teacher: Tensor) -> Tensor:
+    """One-to-one assignment of teacher to student slots with the largest total cosine: long (B,K).
+
+    Student slot ``k`` of clip ``b`` answers to teacher slot ``result[b, k]``. Both inputs are
+    (B,T,K,D), or (B,K,D) for single frames. The cosines are summed over a clip's frames first, so
+    one assignment holds for the whole clip: a student that swaps objects half-way is not excused.
+    Solved exactly (Hungarian method). No gradient passes.
+
+    Raises:
+        ValueError: the shapes differ, are of another rank, or the slots hold NaN or infinity.
+    """
+    if student.shape != teacher.shape or student.ndim not in (3, 4):
+        raise ValueError(
+            "student and teacher slots must have one shape, (B,T,K,D) or (B,K,D), "
+            f"got {tuple(student.shape)} and {tuple(teacher.shape)}"
+        )
+    student, teacher = (F.normalize(slots.detach(), dim=-1) for slots in (student, teacher))
+    if student.ndim == 3:
+        student, teacher = student[:, None], teacher[:, None]
+    cosines = torch.einsum("btkd,btjd->bkj", student, teacher)
+    if not cosines.isfinite().all():
+        raise ValueError("slots to be matched hold NaN or infinity")
+    columns = [
+        linear_sum_assignment(clip, maximize=True)[1] for clip in cosines.cpu().double().numpy()
+    ]
+    return torch.stack([torch.from_numpy(column) for column in columns]).to(student.device)
+
+
+def reorder_slots(slots: Tensor, assignment: Tensor) -> Tensor:
+    """Slots (B,T,K,D) or (B,K,D) in the order of an assignment (B,K), one order for a clip.
+
+    Raises:
+        ValueError: the assignment does not fit the slots.
+    """
+    if slots.ndim not in (3, 4) or assignment.shape != (slots.shape[0], slots.shape[-2]):
+        raise ValueError(
+            "expected slots (B,T,K,D) or (B,K,D) and an assignment (B,K), "
+            f"got {tuple(slots.shape)} and {tuple(assignment.shape)}"
+        )
+    index = assignment[:, :, None] if slots.ndim == 3 else assignment[:, None, :, None]
+    return slots.gather(-2, index.expand_as(slots))

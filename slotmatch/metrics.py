@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +20,8 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.special import entr
 
-from slotmatch.contingency import (
-    Array,
-    boundaries,
-    boundary_counts,
-    checked_maps,
-    joint_counts,
-)
+from slotmatch.contingency import Array, boundaries, boundary_counts, checked_maps, joint_counts
+from slotmatch.settings import Empty, check_choice
 
 __all__ = [
     "adjusted_rand_index",
@@ -41,10 +36,6 @@ __all__ = [
     "slots_in_use",
     "video_metrics",
 ]
-
-Empty: TypeAlias = Literal["perfect", "skip"]
-
-EMPTY_CHOICES = ("perfect", "skip")
 
 
 def adjusted_rand_index(
@@ -69,7 +60,7 @@ def adjusted_rand_index(
     Raises:
         ValueError: Unequal shapes, no pixels, labels that are not integers, unknown ``empty``.
     """
-    _check_empty(empty)
+    check_choice("empty", empty, Empty)
     true, pred = checked_maps(true, pred)
     labels, counts = joint_counts(true.reshape(1, -1), pred.reshape(1, -1))
     return _rand(counts[0, _is_object(labels, ignore_label)], empty)
@@ -162,7 +153,7 @@ def video_metrics(
         ValueError: Unequal shapes, not three axes, no pixels, labels that are not integers, unknown
             ``empty``.
     """
-    _check_empty(empty)
+    check_choice("empty", empty, Empty)
     labels, by_boundary = boundary_counts(*checked_maps(true, pred, axes=3))
     objects = _is_object(labels, ignore_label)
     counts = by_boundary.sum(-1)
@@ -323,11 +314,6 @@ def mask_entropy(masks: Array) -> float:
         )
     n_slots = shares.shape[-2]
     return float(entr(shares).sum(-2).mean() / math.log(n_slots)) if n_slots > 1 else 0.0
-
-
-def _check_empty(empty: str) -> None:
-    if empty not in EMPTY_CHOICES:
-        raise ValueError(f"empty must be one of {EMPTY_CHOICES}, got {empty!r}")
 
 
 def _is_object(labels: NDArray[Any], ignore_label: int | None) -> NDArray[np.bool_]:

@@ -20,8 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from slotmatch.model import VideoSlotModel
-from slotmatch.presets import ModelConfig
+from slotmatch.model import ModelConfig, VideoSlotModel
 
 __all__ = [
     "BLOCK",

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Literal
 
 import av
 import numpy as np
@@ -21,9 +20,11 @@ from tqdm.auto import tqdm
 
 from slotmatch import paths
 from slotmatch.backbones import Backbone, resize_frames
+from slotmatch.data.video import Video, length_and_rate, read_frames
 from slotmatch.metrics import label_maps
-from slotmatch.model import MASKS, VideoSlotModel, load
-from slotmatch.video import Video, length_and_rate, read_frames
+from slotmatch.model import VideoSlotModel
+from slotmatch.model.files import load
+from slotmatch.settings import Masks, check_choice
 
 __all__ = ["segment", "segment_blocks", "write_masks", "write_overlay"]
 
@@ -33,7 +34,7 @@ def segment(
     model: VideoSlotModel | str | os.PathLike[str],
     *,
     chunk: int = 16,
-    masks: Literal["decoder", "attention"] = "decoder",
+    masks: Masks = "decoder",
     device: str | torch.device | None = None,
     seed: int = 0,
     progress: bool | None = None,
@@ -78,7 +79,7 @@ def segment_blocks(
     model: VideoSlotModel | str | os.PathLike[str],
     *,
     chunk: int = 16,
-    masks: Literal["decoder", "attention"] = "decoder",
+    masks: Masks = "decoder",
     device: str | torch.device | None = None,
     seed: int = 0,
     progress: bool | None = None,
@@ -89,8 +90,7 @@ def segment_blocks(
     """
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
         raise ValueError(f"chunk must be a whole number of frames from 1 on, got {chunk!r}")
-    if masks not in MASKS:
-        raise ValueError(f"masks must be one of {MASKS}, got {masks!r}")
+    check_choice("masks", masks, Masks)
     if not isinstance(model, VideoSlotModel):
         model = load(model)
     if model.backbone is None:
@@ -144,7 +144,7 @@ def write_masks(labels: Iterable[np.ndarray], path: str | os.PathLike[str]) -> P
         with paths.atomic(path) as temporary:
             np.savez_compressed(temporary, labels=np.stack(maps))
         return path
-    from slotmatch.plots import slot_colors  # draws in matplotlib, which is slow to import
+    from slotmatch.reporting.plots import slot_colors
 
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise FileExistsError(f"{path} is a file or not empty: give a new or an empty folder")
@@ -220,7 +220,7 @@ def _painted(
     video: Video, labels: Iterable[np.ndarray], opacity: float
 ) -> Iterator[NDArray[np.uint8]]:
     """Frames (H,W,3) under their label maps, H and W made even."""
-    from slotmatch.plots import blend  # draws in matplotlib, which is slow to import
+    from slotmatch.reporting.plots import blend
 
     frame = None
     for number, (frame, owners) in enumerate(zip_longest(read_frames(video), labels)):

@@ -7,7 +7,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-from slotmatch import report
+from slotmatch.reporting import report
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="slotmatch-book-")
 

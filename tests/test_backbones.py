@@ -15,15 +15,16 @@ from torch import nn
 
 from slotmatch import backbones
 from slotmatch.backbones import (
-    LITES,
     RECIPES,
     EmbeddedRecipe,
     build,
     grid_side,
     resize_frames,
     spec,
+    weights_checksum,
 )
-from slotmatch.features import Projection, weights_checksum
+from slotmatch.backbones.embedded import Projection
+from slotmatch.backbones.spec import LITES
 
 RGB = 12
 """Numbers a patch of the RGB part with 2x2 points."""

@@ -12,7 +12,7 @@ from benchmarks.__main__ import MEASUREMENTS, main
 from benchmarks.comparison import Comparison
 from slotmatch import metrics, paths
 from slotmatch.profiling import PeakMemory
-from slotmatch.results import read_results
+from slotmatch.reporting.results import read_results
 
 
 def turns(*totals: float) -> list[dict[str, float]]:

@@ -17,7 +17,7 @@ from playwright.sync_api import Page, sync_playwright
 from smoke_book import SmokeBook, reproduce, smoke_book
 
 from slotmatch.paths import NOTEBOOKS, REPOSITORY
-from slotmatch.results import comparison_table, numbers, read_results
+from slotmatch.reporting.results import comparison_table, numbers, read_results
 
 pytestmark = pytest.mark.slow
 

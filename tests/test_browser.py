@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from slotmatch import browser as browser_module
-from slotmatch import plots
 from slotmatch.browser import SlotBrowser, browse
+from slotmatch.reporting import plots
 
 HOSTILE = '</script><!--<img src=x onerror=alert(1)> & "quoted" $\\frac'
 CHROMIUM_OPTIONS = [

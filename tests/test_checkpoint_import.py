@@ -17,7 +17,7 @@ from torch.testing import assert_close
 
 from slotmatch import backbones
 from slotmatch.model import PRESETS, ModelConfig, VideoSlotModel, from_slotcontrast, load, save
-from slotmatch.slotcontrast import describe
+from slotmatch.model.slotcontrast import describe
 
 Oracles = Mapping[str, np.ndarray]
 VIT = "encoder.module.backbone.model."

@@ -11,14 +11,13 @@ import torch
 from PIL import Image
 
 from slotmatch import data, model
-from slotmatch.__main__ import MASKS, main
-from slotmatch.__main__ import PROTOCOLS as PROTOCOL_NAMES
+from slotmatch.__main__ import main
 from slotmatch.data import minimovi
-from slotmatch.evaluation import evaluate
-from slotmatch.export import OnnxModel
-from slotmatch.protocols import PROTOCOLS, protocol_for
+from slotmatch.evaluation import PROTOCOLS, evaluate, protocol_for
+from slotmatch.model.slotcontrast import released_name
 from slotmatch.segmentation import segment
-from slotmatch.slotcontrast import released_name
+from slotmatch.settings import ProtocolName, choices
+from slotmatch.sharing.onnx import OnnxModel
 
 N_FRAMES, SIDE = 3, 24
 
@@ -158,7 +157,7 @@ def test_evaluate_takes_a_released_checkpoint(real_data, tmp_path, capsys):
 
 
 def test_evaluate_knows_the_protocols():
-    assert tuple(PROTOCOL_NAMES) == tuple(PROTOCOLS)
+    assert choices(ProtocolName) == tuple(PROTOCOLS)
 
 
 def test_data_says_what_there_is(data_set, capsys):
@@ -180,7 +179,6 @@ def test_segment_writes_masks_and_overlay(frames, checkpoint, tmp_path, capsys):
 
 
 def test_segment_takes_either_kind_of_masks(frames, checkpoint, tmp_path):
-    assert MASKS == model.MASKS
     output = tmp_path / "out"
     arguments = ["segment", str(frames), "--model", str(checkpoint), "--output", str(output)]
     assert main([*arguments, "--masks", "attention"]) == 0

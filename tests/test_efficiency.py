@@ -14,12 +14,11 @@ import pytest
 from smoke_book import smoke_book
 
 from slotmatch.experiments import lighter, select
-from slotmatch.model import VideoSlotModel
+from slotmatch.model import VideoSlotModel, start_from
 from slotmatch.paths import NOTEBOOKS
 from slotmatch.profiling import count_parameters
-from slotmatch.report import TrainingParameters
-from slotmatch.results import read_results
-from slotmatch.training import start_from
+from slotmatch.reporting.report import TrainingParameters
+from slotmatch.reporting.results import read_results
 
 NOTEBOOK = NOTEBOOKS / "05_efficiency.ipynb"
 LIGHTER = ["student, decoder 64", "student, decoder 32"]

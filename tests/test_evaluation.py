@@ -6,20 +6,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from slotmatch import baselines, metrics, profiling
+from slotmatch import metrics, profiling
 from slotmatch.data import Clip
 from slotmatch.data.preprocessing import PREPROCESSING, Preprocessing
 from slotmatch.evaluation import (
-    BLOCK,
+    ORIGINAL,
+    PROTOCOLS,
+    Protocol,
+    baselines,
     evaluate,
     evaluate_samples,
     grid_oracle,
+    protocol_for,
+    samples,
     score_labels,
     score_masks,
     score_on,
 )
-from slotmatch.model import MASKS, ModelConfig, VideoSlotModel
-from slotmatch.protocols import ORIGINAL, PROTOCOLS, Protocol, protocol_for, samples
+from slotmatch.evaluation.scoring import BLOCK
+from slotmatch.model import ModelConfig, VideoSlotModel
+from slotmatch.settings import Masks, choices
 
 MODEL = ModelConfig(
     backbone=None,
@@ -301,7 +307,7 @@ def test_a_protocol_says_whose_masks():
     by_protocol = evaluate(model, clips, protocol=replace(ORIGINAL, masks="attention"))
     assert by_protocol == evaluate(model, clips, masks="attention")
     assert by_protocol != evaluate(model, clips)
-    for masks in MASKS:
+    for masks in choices(Masks):
         replace(ORIGINAL, masks=masks)
 
 

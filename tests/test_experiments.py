@@ -18,9 +18,8 @@ from slotmatch.experiments import (
     teacher_path,
     training_clips,
 )
-from slotmatch.loading import Frames
-from slotmatch.model import ModelConfig, VideoSlotModel, load
-from slotmatch.presets import PRESETS
+from slotmatch.model import PRESETS, ModelConfig, VideoSlotModel, load
+from slotmatch.training import Frames
 
 
 @pytest.mark.parametrize("preset", SIZES)

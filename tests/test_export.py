@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from slotmatch import data, export, paths
-from slotmatch.export import OnnxModel, export_onnx
+from slotmatch import data, paths
 from slotmatch.model import ModelConfig, VideoSlotModel, load
+from slotmatch.sharing import onnx as export
+from slotmatch.sharing.onnx import OnnxModel, export_onnx
 
 TINY = ModelConfig(
     backbone="timm:test_vit",

@@ -7,8 +7,10 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from slotmatch import backbones, features, paths
-from slotmatch.features import Projection, cached_features, fit_projection, weights_checksum
+from slotmatch import backbones, paths
+from slotmatch.backbones import cache as features
+from slotmatch.backbones import cached_features, weights_checksum
+from slotmatch.backbones.embedded import Projection, fit_projection
 
 
 @dataclass(frozen=True)

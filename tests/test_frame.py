@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from slotmatch.paths import NOTEBOOKS, PACKAGE, REPOSITORY
-from slotmatch.report import Parameters, TrainingParameters
+from slotmatch.reporting.report import Parameters, TrainingParameters
 from slotmatch.segmentation import write_overlay
 
 MAX_BYTES = 3_000_000
@@ -264,10 +264,10 @@ def test_both_commands_set_up_once(make: Any, tmp_path: Path) -> None:
     assert install == "-m pip install --quiet --quiet --editable .[book,onnx,test]"
     assert test == "-m pytest -q -m slow or not slow"
     assert make("test") == [test]
-    assert make("reproduce") == ["-m slotmatch.report"]
+    assert make("reproduce") == ["-m slotmatch.reporting.report"]
     assert make("install") == []
     shutil.rmtree(tmp_path / ".venv")
-    assert make("reproduce") == [venv, install, "-m slotmatch.report"]
+    assert make("reproduce") == [venv, install, "-m slotmatch.reporting.report"]
 
 
 def test_a_changed_pyproject_installs_again(make: Any, tmp_path: Path) -> None:

@@ -15,13 +15,14 @@ from draws import normal
 from hub_server import TOKEN, Hub, Repository, running
 from huggingface_hub import ModelCard
 
-from slotmatch import hub as sharing
+from slotmatch import sharing
 from slotmatch.__main__ import main
 from slotmatch.experiments import MINI_STUDENT
-from slotmatch.hub import fetch, model_card, push_to_hub, write_folder
 from slotmatch.model import PRESETS, ModelConfig, VideoSlotModel, load, save
+from slotmatch.model.hub import fetch
 from slotmatch.paths import REPOSITORY, RESULTS
-from slotmatch.results import checksum, numbers, read_results
+from slotmatch.reporting.results import checksum, numbers, read_results
+from slotmatch.sharing import model_card, push_to_hub, write_folder
 
 CONFIG = ModelConfig(
     backbone=None,

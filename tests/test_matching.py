@@ -7,7 +7,7 @@ import torch
 from draws import normal
 from torch.nn.functional import cosine_similarity
 
-from slotmatch.matching import match_slots, reorder_slots
+from slotmatch.losses import match_slots, reorder_slots
 
 
 def test_each_student_slot_finds_its_copy() -> None:

@@ -10,7 +10,8 @@ from matplotlib.colors import rgb_to_hsv
 from scipy.ndimage import binary_dilation, binary_erosion
 
 from slotmatch import data
-from slotmatch.data.minimovi import NAMES, MiniMovi, render
+from slotmatch.data import NAMES
+from slotmatch.data.minimovi import MiniMovi, render
 
 N_OBJECTS = {
     "minimovi_a": (3, 8),

@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from slotmatch import modules
 from slotmatch.losses import feature_reconstruction, slot_contrast
 from slotmatch.model import (
     PRESETS,
@@ -26,6 +25,7 @@ from slotmatch.model import (
     VideoSlotModel,
     from_slotcontrast,
     load,
+    modules,
     save,
 )
 

@@ -9,7 +9,7 @@ from draws import normal
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from slotmatch.modules import (
+from slotmatch.model.modules import (
     LearnedSlots,
     MLPDecoder,
     SampledSlots,
@@ -18,7 +18,7 @@ from slotmatch.modules import (
     feature_transform,
     sincos_positions,
 )
-from slotmatch.plain import PlainDecoder
+from slotmatch.model.plain import PlainDecoder
 
 Oracles = Mapping[str, np.ndarray]
 TRANSFORM = {"layers.": ""}

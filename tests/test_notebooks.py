@@ -11,8 +11,8 @@ import pytest
 from smoke_book import smoke_book
 
 from slotmatch.paths import NOTEBOOKS
-from slotmatch.report import Parameters
-from slotmatch.results import read_results
+from slotmatch.reporting.report import Parameters
+from slotmatch.reporting.results import read_results
 
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 

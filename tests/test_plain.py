@@ -8,8 +8,8 @@ from draws import normal
 from torch import Tensor, nn
 
 from slotmatch.model import ModelConfig, VideoSlotModel
-from slotmatch.modules import MLPDecoder
-from slotmatch.plain import PlainDecoder, as_written
+from slotmatch.model.modules import MLPDecoder
+from slotmatch.model.plain import PlainDecoder, as_written
 
 PRECISIONS = pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)]

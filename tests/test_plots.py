@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgba
 
-from slotmatch import plots
+from slotmatch.reporting import plots
 
 
 @pytest.fixture(autouse=True)

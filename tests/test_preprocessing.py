@@ -7,12 +7,7 @@ import torch.nn.functional as F
 
 from slotmatch.backbones import resize_frames
 from slotmatch.data import NAMES, Clip
-from slotmatch.data.preprocessing import (
-    PREPROCESSING,
-    Preprocessing,
-    centre_offset,
-    clip_starts,
-)
+from slotmatch.data.preprocessing import PREPROCESSING, Preprocessing, centre_offset, clip_starts
 
 MEAN, STD = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # ImageNet's, of R, G and B
 

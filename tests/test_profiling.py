@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from slotmatch import profiling
-from slotmatch.model import ModelConfig, VideoSlotModel
-from slotmatch.plain import as_written
-from slotmatch.presets import PRESETS
+from slotmatch.model import PRESETS, ModelConfig, VideoSlotModel
+from slotmatch.model.plain import as_written
 
 EMBEDDED = ModelConfig("embedded_small", 32, n_slots=3, slot_dim=8, decoder_hidden=16)
 FROM_FEATURES = ModelConfig(

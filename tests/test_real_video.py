@@ -13,7 +13,7 @@ from test_davis import write_list, write_sequence
 from slotmatch import data, evaluation
 from slotmatch.model import load
 from slotmatch.paths import NOTEBOOKS, RESULTS
-from slotmatch.results import read_results
+from slotmatch.reporting.results import read_results
 
 NOTEBOOK = NOTEBOOKS / "08_real_video.ipynb"
 

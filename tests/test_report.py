@@ -8,8 +8,8 @@ import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
 
-from slotmatch import report
-from slotmatch.report import Parameters
+from slotmatch.reporting import report
+from slotmatch.reporting.report import Parameters
 
 VALID: dict[str, Any] = {
     "dataset": "minimovi_a",

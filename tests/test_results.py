@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slotmatch import results, stats
+from slotmatch.reporting import results, stats
 
 
 @dataclass(frozen=True)

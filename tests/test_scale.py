@@ -13,17 +13,19 @@ import pandas as pd
 import pytest
 import torch
 
-from slotmatch import estimates, experiments, runs
+from slotmatch import experiments
 from slotmatch.__main__ import main
 from slotmatch.data import minimovi
+from slotmatch.data.decoded import DecodedClips
 from slotmatch.data.preprocessing import Preprocessing
-from slotmatch.loading import AHEAD, DecodedClips, Features, Frames, Loader
-from slotmatch.model import ModelConfig, VideoSlotModel, load
-from slotmatch.objective import Objective
-from slotmatch.presets import PRESETS, Preset
-from slotmatch.recipe import TrainConfig, term_weights
-from slotmatch.results import read_results
-from slotmatch.training import CHECKPOINT, LOG, train
+from slotmatch.experiments import runs
+from slotmatch.model import PRESETS, ModelConfig, Preset, VideoSlotModel, load
+from slotmatch.reporting.results import read_results
+from slotmatch.training import Frames, TrainConfig, estimates, train
+from slotmatch.training.loading import AHEAD, Features, Loader
+from slotmatch.training.loop import CHECKPOINT, LOG
+from slotmatch.training.objective import Objective
+from slotmatch.training.recipe import term_weights
 
 CPU = torch.device("cpu")
 TINY = ModelConfig(

@@ -35,14 +35,15 @@ from pycocotools import mask as coco
 from released import released_shapes
 from safetensors.torch import save_file
 
-from slotmatch import data, estimates, experiments
-from slotmatch.__main__ import PROTOCOLS, _parser, main
+from slotmatch import data, experiments
+from slotmatch.__main__ import _parser, main
 from slotmatch.data import movi, ytvis
-from slotmatch.model import save
+from slotmatch.evaluation import PROTOCOLS
+from slotmatch.model import Preset, save
+from slotmatch.model.slotcontrast import read_tensors
 from slotmatch.paths import NOTEBOOKS, REPOSITORY, RESULTS
-from slotmatch.presets import Preset
-from slotmatch.results import read_results
-from slotmatch.slotcontrast import read_tensors
+from slotmatch.reporting.results import read_results
+from slotmatch.training import estimates
 
 BOOK = REPOSITORY / "book"
 PAGES = ("scale", "scale/movi", "scale/ytvis2021", "scale/ovis", "scale/davis")

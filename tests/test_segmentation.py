@@ -13,11 +13,11 @@ from PIL import Image
 from scipy.ndimage import maximum_filter, minimum_filter
 
 import slotmatch
+from slotmatch.data.video import length_and_rate, read_frames
 from slotmatch.metrics import label_maps
 from slotmatch.model import ModelConfig, VideoSlotModel, save
-from slotmatch.plots import blend, slot_colors
+from slotmatch.reporting.plots import blend, slot_colors
 from slotmatch.segmentation import segment, segment_blocks, write_masks, write_overlay
-from slotmatch.video import length_and_rate, read_frames
 
 CONFIG = ModelConfig(
     backbone="timm:test_vit",

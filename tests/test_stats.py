@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from slotmatch.stats import Interval, equivalence, mean_interval, paired_difference
+from slotmatch.reporting.stats import Interval, equivalence, mean_interval, paired_difference
 
 
 @pytest.mark.parametrize(

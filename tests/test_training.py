@@ -16,17 +16,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from slotmatch import loading, training
+from slotmatch import training
 from slotmatch.losses import slot_contrast
-from slotmatch.model import ModelConfig, VideoSlotModel
-from slotmatch.training import (
-    CHECKPOINT,
-    INHERITABLE,
-    TrainConfig,
-    learning_rate_factor,
-    start_from,
-    train,
-)
+from slotmatch.model import INHERITABLE, ModelConfig, VideoSlotModel, start_from
+from slotmatch.training import TrainConfig, loading, train
+from slotmatch.training.loop import CHECKPOINT
+from slotmatch.training.recipe import learning_rate_factor
 
 MODEL = ModelConfig(
     backbone=None,

@@ -32,9 +32,9 @@ from pathlib import Path
 import numpy as np
 
 from slotmatch import paths
-from slotmatch.data import Report, not_here
+from slotmatch.data.catalogue import Report, not_here
+from slotmatch.data.clips import LazyClips
 from slotmatch.data.files import (
-    LazyClips,
     first_existing,
     first_videos,
     picture_size,

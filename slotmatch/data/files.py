@@ -1,17 +1,13 @@
 """What the readers of data sets share: lazy clips, and pictures checked as they are read."""
 
-from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
-from slotmatch.data import Clip
-
 __all__ = [
-    "LazyClips",
     "first_existing",
     "first_videos",
     "picture_size",
@@ -22,31 +18,6 @@ __all__ = [
 
 
 T = TypeVar("T")
-
-
-class LazyClips(Sequence[Clip]):
-    """Clips that a subclass reads one at a time, in ``read``, when they are asked for."""
-
-    def __init__(self, ids: Iterable[str]) -> None:
-        self.ids = tuple(ids)
-
-    @abstractmethod
-    def read(self, position: int) -> tuple[np.ndarray, np.ndarray]:
-        """Video uint8 (T,H,W,3) and labels int32 (T,H,W) of one clip."""
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @overload
-    def __getitem__(self, index: int) -> Clip: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Clip]: ...
-    def __getitem__(self, index: int | slice) -> Clip | list[Clip]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        position = range(len(self))[index]
-        video, labels = self.read(position)
-        return Clip(video, labels, self.ids[position])
 
 
 def read_picture(path: Path, mode: str | None = None) -> tuple[str, np.ndarray]:

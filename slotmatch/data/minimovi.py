@@ -54,10 +54,10 @@ import numpy as np
 from tqdm import tqdm
 
 from slotmatch import paths
-from slotmatch.data.files import LazyClips
+from slotmatch.data.clips import LazyClips
 from slotmatch.data.scenes import Recipe, render_scene
 
-__all__ = ["NAMES", "SIZES", "VERSION", "MiniMovi", "render"]
+__all__ = ["NAMES", "SIZES", "VERSION", "MiniMovi", "open_split", "render"]
 
 VERSION = 1
 """Part of every seed and path: a change that alters a single pixel needs the next number."""
@@ -138,6 +138,9 @@ class MiniMovi(LazyClips):
             for job in as_completed(jobs):
                 job.result()
                 bar.update()
+
+
+open_split = MiniMovi
 
 
 def _quiet() -> None:

@@ -29,8 +29,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from slotmatch import paths
-from slotmatch.data import Clip, Report, not_here
-from slotmatch.data.files import LazyClips, first_videos
+from slotmatch.data.catalogue import Report, not_here
+from slotmatch.data.clips import Clip, LazyClips
+from slotmatch.data.files import first_videos
 from slotmatch.data.tfrecord import (
     OVERHEAD,
     Feature,

@@ -15,19 +15,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from slotmatch.data import EMBEDDED, Clip
+from slotmatch.data.catalogue import EMBEDDED
+from slotmatch.data.clips import Clip
+from slotmatch.settings import AT_LEAST_1, SHARE, Interpolation, Square, check
 
 __all__ = [
-    "INTERPOLATIONS",
     "PREPROCESSING",
-    "SQUARES",
     "Preprocessing",
     "centre_offset",
     "clip_starts",
 ]
-
-SQUARES = ("stretch", "crop")
-INTERPOLATIONS = ("bicubic", "bilinear")
 
 
 def clip_starts(n_frames: int, length: int, *, aligned: bool) -> range:
@@ -66,25 +63,20 @@ class Preprocessing:
     """
 
     size: int | None  # side S in pixels; None: frames stay as they are, each backbone resizes them
-    square: str = "stretch"  # or "crop": drawn anew for a training clip, the middle in evaluation
+    square: Square = (
+        "stretch"  # or "crop": drawn anew for a training clip, the middle in evaluation
+    )
     flip_probability: float = 0.0  # of mirroring a training clip
     aligned_starts: bool = True  # training clips start at multiples of their length only
-    interpolation: str = "bicubic"
+    interpolation: Interpolation = "bicubic"
     antialias: bool = False  # True smooths what shrinks, which is better and not SlotContrast's way
     shrink: int | None = None  # short side that frames and labels are first cut down to, by nearest
     label_size: int | None = None  # side of the labels that are scored; None: as the frames
 
     def __post_init__(self) -> None:
-        for name, choices in (("square", SQUARES), ("interpolation", INTERPOLATIONS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
-        for name in ("size", "shrink", "label_size"):
-            value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-            if value is not None and not whole:
-                raise ValueError(f"{name} must be a whole number of pixels or None, got {value!r}")
-        if not 0 <= self.flip_probability <= 1:
-            raise ValueError(f"flip_probability must be from 0 to 1, got {self.flip_probability}")
+        check(
+            self, [(AT_LEAST_1, ("size", "shrink", "label_size")), (SHARE, ("flip_probability",))]
+        )
         if self.size is None and (self.square == "crop" or self.label_size is not None):
             raise ValueError('square "crop" and a label_size need a size: give one')
 

@@ -40,12 +40,13 @@ import numpy as np
 from pycocotools import mask as coco
 
 from slotmatch import paths
-from slotmatch.data import Report, not_here
-from slotmatch.data.files import LazyClips, first_existing, first_videos, read_frames, some
+from slotmatch.data.catalogue import Report, not_here
+from slotmatch.data.clips import LazyClips
+from slotmatch.data.files import first_existing, first_videos, read_frames, some
+from slotmatch.settings import Overlaps, check_choice
 
 __all__ = [
     "HOLD_OUT",
-    "OVERLAPS",
     "SCORED_BY_SLOTCONTRAST",
     "Rle",
     "Video",
@@ -64,7 +65,6 @@ HOLD_OUT = {"ytvis2021": 300, "ovis": 60}
 SCORED_BY_SLOTCONTRAST = 210
 """So many videos of ``ytvis2021`` ``validation``, the first ones, give its published numbers."""
 
-OVERLAPS = ("first", "drop", "error")
 
 _SPLITS = ("train", "validation")
 T = TypeVar("T")
@@ -136,10 +136,9 @@ class YouTubeVis(LazyClips):
     """
 
     def __init__(
-        self, prefix: str, videos: Iterable[Video], frames: Path, overlaps: str = OVERLAPS[0]
+        self, prefix: str, videos: Iterable[Video], frames: Path, overlaps: Overlaps = "first"
     ) -> None:
-        if overlaps not in OVERLAPS:
-            raise ValueError(f"overlaps is {overlaps!r}; choose from {', '.join(OVERLAPS)}")
+        check_choice("overlaps", overlaps, Overlaps)
         self.videos, self.frames, self.overlaps = tuple(videos), frames, overlaps
         super().__init__(f"{prefix}/{video.id}" for video in self.videos)
 
@@ -158,7 +157,7 @@ def open_split(
     n_videos: int | None = None,
     root: str | PathLike[str] | None = None,
     progress: bool = False,
-    overlaps: str = OVERLAPS[0],
+    overlaps: Overlaps = "first",
 ) -> YouTubeVis:
     """The first ``n_videos`` videos of a split, or all, in the order of the annotation file.
 
@@ -302,7 +301,7 @@ def _read_annotations(path: Path, *_: int) -> tuple[Video, ...]:
         ) from error
 
 
-def label_map(video: Video, t: int, overlaps: str = OVERLAPS[0]) -> np.ndarray:
+def label_map(video: Video, t: int, overlaps: Overlaps = "first") -> np.ndarray:
     """Which object each pixel of frame ``t`` belongs to, int32 (H,W); 0 is none.
 
     Raises:

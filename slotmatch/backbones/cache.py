@@ -1,0 +1,129 @@
+"""Features of a frozen backbone on disk: computed once, opened in an instant afterwards."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from slotmatch import paths
+from slotmatch.backbones.base import Backbone, weights_checksum
+from slotmatch.data.clips import HasVideo
+
+if TYPE_CHECKING:
+    from slotmatch.backbones.base import Backbone
+
+FORMAT = 1
+"""Goes up when the same inputs would give other bytes."""
+
+
+def cached_features(
+    clips: Sequence[HasVideo],
+    backbone: "Backbone",
+    *,
+    name: str,
+    batch_size: int = 48,
+    progress: bool = False,
+) -> np.memmap:
+    """Features of every clip, from disk if they were computed before: (N,T,P,F) float16.
+
+    The file lies under ``paths.cache_dir()/"features"``; its name is a digest of ``name``, the
+    ids of the clips, the frames of the first one, and everything about the backbone that
+    changes a feature, weights included. It is written beside its place and renamed when
+    complete. Half precision rounds to about three decimal digits (relative 5e-4), far below
+    what a frame's noise does to a feature.
+
+    Args:
+        clips: clips of equal length and size. With an attribute ``ids``, only the first clip is
+            loaded when the features are there already.
+        backbone: runs where its weights are.
+        name: the data set with its version and split; clips of another name never match.
+        batch_size: frames encoded at a time, from several clips.
+        progress: shows a bar.
+
+    Raises:
+        ValueError: no clips, clips of unequal length or size, frames that are not uint8
+            (T,H,W,3), or a feature beyond the range of float16.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
+    if len(clips) == 0:
+        raise ValueError(f"no clips of {name}: nothing to encode")
+    path = paths.cache_dir() / "features" / f"{_key(clips, backbone, name)}.npy"
+    if not path.is_file():
+        with paths.atomic(path) as temporary:
+            _write(temporary, clips, backbone, batch_size, progress)
+    return np.load(path, mmap_mode="r")
+
+
+def _key(clips: Sequence[HasVideo], backbone: "Backbone", name: str) -> str:
+    ids = getattr(clips, "ids", None) or [clip.id for clip in clips]
+    first = clips[0].video
+    what = {
+        "format": FORMAT,
+        "data": name,
+        "ids": list(ids),
+        "shape": list(first.shape),
+        "first": hashlib.sha256(np.ascontiguousarray(first).tobytes()).hexdigest(),
+        "backbone": asdict(backbone.spec),
+        "image_size": backbone.image_size,
+        "weights": weights_checksum(backbone),
+    }
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def _write(
+    path: Path, clips: Sequence[HasVideo], backbone: "Backbone", batch_size: int, progress: bool
+) -> None:
+    first = clips[0].video
+    n_frames = len(first)
+    n_patches, width = backbone.grid**2, backbone.spec.feature_dim
+    out = np.lib.format.open_memmap(
+        path, mode="w+", dtype=np.float16, shape=(len(clips), n_frames, n_patches, width)
+    )
+    flat = out.reshape(-1, n_patches, width)
+    done = 0
+    frames = _frames(clips, first.shape)
+    with tqdm(total=len(flat), unit="frame", disable=not progress) as bar:
+        while batch := list(islice(frames, batch_size)):
+            features = encode_frames(np.stack(batch), backbone)
+            if not torch.isfinite(features).all():
+                raise ValueError(
+                    f"features of {backbone.spec.name} pass the range of float16 or are not "
+                    "finite: check the weights"
+                )
+            flat[done : done + len(batch)] = features.numpy()
+            done += len(batch)
+            bar.update(len(batch))
+    out.flush()
+
+
+@torch.inference_mode()
+def encode_frames(frames: np.ndarray, backbone: "Backbone") -> Tensor:
+    """Features (N,P,F) in float16 on the CPU of uint8 frames (N,H,W,3)."""
+    device = next(backbone.buffers()).device
+    video = rearrange(torch.from_numpy(frames).to(device), "n h w c -> 1 n c h w")
+    return backbone(video.float() / 255)[0].half().cpu()
+
+
+def _frames(clips: Sequence[HasVideo], shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    for clip in clips:
+        video = clip.video
+        if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
+            raise ValueError(
+                f"clip {clip.id} is {video.dtype} {video.shape}: frames must be uint8 (T,H,W,3)"
+            )
+        if video.shape != shape:
+            raise ValueError(
+                f"clip {clip.id} is {video.shape} and the first one {shape}: features are cached "
+                "for clips of one shape; cut or group them first"
+            )
+        yield from video

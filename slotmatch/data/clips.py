@@ -1,0 +1,57 @@
+"""One video with its true instances, and sequences of such that are read when asked for."""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, overload
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """One video with its true instances.
+
+    Attributes:
+        video: uint8 (T, H, W, 3), RGB.
+        labels: int32 (T, H, W); 0 is background, every other number one object of the whole video.
+        id: Unique in the data set, such as ``minimovi_a/train/00012``.
+    """
+
+    video: np.ndarray
+    labels: np.ndarray
+    id: str
+
+
+class HasVideo(Protocol):
+    """What is needed of a clip: uint8 frames (T,H,W,3) and a name."""
+
+    @property
+    def video(self) -> np.ndarray: ...
+    @property
+    def id(self) -> str: ...
+
+
+class LazyClips(Sequence[Clip]):
+    """Clips that a subclass reads one at a time, in ``read``, when they are asked for."""
+
+    def __init__(self, ids: Iterable[str]) -> None:
+        self.ids = tuple(ids)
+
+    @abstractmethod
+    def read(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        """Video uint8 (T,H,W,3) and labels int32 (T,H,W) of one clip."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, index: int) -> Clip: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Clip]: ...
+    def __getitem__(self, index: int | slice) -> Clip | list[Clip]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        position = range(len(self))[index]
+        video, labels = self.read(position)
+        return Clip(video, labels, self.ids[position])

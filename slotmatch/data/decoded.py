@@ -1,0 +1,53 @@
+"""Videos that are kept on disk as plain frames once they were read."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slotmatch import paths
+from slotmatch.data.clips import HasVideo
+
+
+@dataclass(frozen=True)
+class DecodedClips(Sequence[HasVideo]):
+    """Videos that are kept on disk as plain frames once they were read.
+
+    A step then reads only the frames it needs, without decoding whole videos. The files lie under
+    ``paths.cache_dir()/"frames"`` and are made one by one, when a video is first asked for.
+
+    Attributes:
+        clips: the videos; with an attribute ``ids`` they are not read again.
+        name: of the data set, which tells videos of equal id apart.
+    """
+
+    clips: Sequence[HasVideo]
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: Any) -> Any:
+        """The video at a whole number ``index``: its frames are a memory map (T,H,W,3)."""
+        ids = getattr(self.clips, "ids", None)
+        name = self.clips[index].id if ids is None else ids[index]
+        path = self._path(name)
+        if not path.is_file():
+            with paths.atomic(path) as temporary:
+                np.save(temporary, self.clips[index].video)
+        return DecodedClip(np.load(path, mmap_mode="r"), name)
+
+    def _path(self, name: str) -> Path:
+        digest = hashlib.sha256(f"{self.name}\n{name}".encode()).hexdigest()
+        return paths.cache_dir() / "frames" / digest[:2] / f"{digest[2:34]}.npy"
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedClip:
+    """One video: uint8 (T,H,W,3) and its name."""
+
+    video: np.ndarray
+    id: str

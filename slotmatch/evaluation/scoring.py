@@ -1,0 +1,295 @@
+"""Scores of a model on the videos of a data set, and the bound its patch grid puts on any score.
+
+What exactly is scored differs between papers: see `slotmatch.protocols`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from slotmatch import metrics
+from slotmatch.data import Clip
+from slotmatch.data.preprocessing import Preprocessing
+from slotmatch.evaluation.protocols import ORIGINAL, Protocol, samples
+from slotmatch.model import VideoSlotModel
+from slotmatch.settings import Masks, check_choice
+
+__all__ = [
+    "columns",
+    "evaluate",
+    "evaluate_samples",
+    "grid_oracle",
+    "joined",
+    "score_labels",
+    "score_masks",
+    "score_on",
+]
+
+VALIDATED = ("video_fg_ari", "image_fg_ari", "video_mbo")
+BLOCK = 32
+"""Frames that pass the model at a time: a long video at full size would not fit in memory."""
+
+
+def evaluate(
+    model: VideoSlotModel,
+    clips: Sequence[Clip],
+    *,
+    features: np.ndarray | None = None,
+    batch_size: int = 4,
+    masks: Masks | None = None,
+    protocol: Protocol = ORIGINAL,
+    progress: bool | None = None,
+) -> dict[str, list[float]]:
+    """Every metric of every video, in the order of the clips.
+
+    A video passes as a whole, from the initial slots on. Its soft masks are enlarged to the size of
+    its true labels before a pixel gets its slot (``metrics.label_maps``). Initial slots that are
+    sampled are drawn from the video's number, one video at a time, so the batch does not matter.
+
+    Args:
+        model: runs where its weights are, and keeps its mode.
+        clips: videos (T,H,W,3) with labels (T,H,W), of any lengths and sizes.
+        features: their features (N,T,P,F) if these are at hand; None: computed from the frames.
+        batch_size: neighbouring videos of one size that pass together.
+        masks: ``"decoder"``, as the paper has it, or slot attention's, which need no decoder; None:
+            the protocol's.
+        protocol: what counts; ``protocols.protocol_for`` gives the published ones.
+        progress: shows a bar; None: if the output is a terminal.
+
+    Returns:
+        Lists of one value a sample, which is a video but for protocols with windows: those of
+        ``score_labels`` and ``mask_entropy``.
+
+    Raises:
+        ValueError: no clips, another number of features than clips, an unknown kind of masks, a
+            model without backbone and no features, or features with a protocol of windows.
+    """
+    return evaluate_samples(
+        model,
+        clips,
+        features=features,
+        batch_size=batch_size,
+        masks=masks,
+        protocol=protocol,
+        progress=progress,
+    )[1]
+
+
+def evaluate_samples(
+    model: VideoSlotModel,
+    clips: Sequence[Clip],
+    *,
+    features: np.ndarray | None = None,
+    batch_size: int = 4,
+    masks: Masks | None = None,
+    protocol: Protocol = ORIGINAL,
+    progress: bool | None = None,
+) -> tuple[list[str], dict[str, list[float]]]:
+    """The ids of the samples that a protocol counts, and what ``evaluate`` returns for them."""
+    masks = masks or protocol.masks
+    check_choice("masks", masks, Masks)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+    if features is not None and len(features) != len(clips):
+        raise ValueError(f"got features of {len(features)} videos for {len(clips)} clips")
+    if features is not None and protocol.window is not None:
+        raise ValueError(
+            f"protocol {protocol.name!r} cuts videos into windows of {protocol.window} frames, "
+            "which features of whole videos do not fit: leave them out"
+        )
+    if features is None and model.backbone is None:
+        raise ValueError("this model has no backbone: give features of the clips")
+    sampled = model.config.initial_slots == "sampled"
+    was_training = model.training
+    model.eval()
+    total = min(len(clips), protocol.n_videos or len(clips)) if protocol.window is None else None
+    hidden = None if progress is None else not progress
+    bar = tqdm(total=total, desc="evaluating", unit="video", disable=hidden)
+    ids: list[str] = []
+    scores: list[dict[str, float]] = []
+    with bar:
+        for batch in _batches(samples(clips, protocol), 1 if sampled else batch_size):
+            seen = None if features is None else features[len(scores) : len(scores) + len(batch)]
+            soft = _soft_masks(model, batch, seen, masks, protocol.preprocessing, seed=len(scores))
+            pairs = zip(batch, soft, strict=True)
+            scores += [score_masks(clip, own, protocol=protocol) for clip, own in pairs]
+            ids += [clip.id for clip in batch]
+            bar.update(len(batch))
+    model.train(was_training)
+    return ids, columns(scores)
+
+
+def score_on(
+    clips: Iterable[Clip],
+    features: np.ndarray | None = None,
+    *,
+    batch_size: int = 4,
+    masks: Masks | None = None,
+    protocol: Protocol = ORIGINAL,
+) -> Callable[[VideoSlotModel], dict[str, float]]:
+    """A model's mean scores on a few clips, as ``training.train`` wants them for ``validate``.
+
+    The clips are kept in memory. The function returned gives ``video_fg_ari``, ``image_fg_ari`` and
+    ``video_mbo``, joined as ``metrics.dataset_metrics`` does. Arguments are those of ``evaluate``.
+    """
+    clips = list(clips)
+
+    def validate(model: VideoSlotModel) -> dict[str, float]:
+        found = evaluate(
+            model,
+            clips,
+            features=features,
+            batch_size=batch_size,
+            masks=masks,
+            protocol=protocol,
+            progress=False,
+        )
+        scores = joined(found)
+        return {name: scores[name] for name in VALIDATED}
+
+    return validate
+
+
+def grid_oracle(
+    clips: Iterable[Clip], grid: int, *, protocol: Protocol = ORIGINAL
+) -> dict[str, list[float]]:
+    """The metrics of the true labels, seen through a square grid of patches: a bound on any model.
+
+    Each label's share of each patch (``grid`` of them a side) is enlarged as a model's masks are.
+    So what is lost is what masks on such a grid cannot draw. Returns what ``evaluate`` returns.
+
+    Raises:
+        ValueError: no clips, or a grid without patches.
+    """
+    if grid < 1:
+        raise ValueError(f"grid must be 1 patch a side or more, got {grid}")
+    return columns(
+        score_masks(clip, _shares(clip.labels, grid), protocol=protocol)
+        for clip in samples(clips, protocol)
+    )
+
+
+def score_masks(
+    clip: Clip,
+    masks: Tensor,
+    *,
+    grid: tuple[int, int] | None = None,
+    protocol: Protocol = ORIGINAL,
+) -> dict[str, float]:
+    """All metrics of soft masks (T,K,P) against a sample's labels; ``grid`` as in ``label_maps``.
+
+    Raises:
+        ValueError: see ``score_labels``.
+    """
+    predicted = metrics.label_maps(masks, clip.labels.shape[1:], grid=grid)
+    scores = score_labels(clip, predicted, protocol=protocol)
+    return scores | {"mask_entropy": metrics.mask_entropy(masks[int(protocol.skip_first) :])}
+
+
+def score_labels(
+    clip: Clip, predicted: np.ndarray, *, protocol: Protocol = ORIGINAL
+) -> dict[str, float]:
+    """All metrics of label maps (T,H,W) against a sample's labels; their mask entropy is 0.
+
+    Those of ``metrics.video_metrics``, ``slots_in_use`` and ``identity_switches``. Where background
+    counts, ``video_mbo`` and ``image_mbo`` have it as one more object, and ``video_ari`` (the Rand
+    index of all pixels) and ``video_iou`` (slots and objects paired one to one) come on top;
+    FG-ARI, J&F and switches are of objects always.
+
+    Raises:
+        ValueError: labels of another size than the maps, or no frame left to score.
+    """
+    true = clip.labels
+    if protocol.skip_first:
+        if len(true) < 2:
+            raise ValueError(
+                f"{clip.id} has one frame, and protocol {protocol.name!r} skips the first"
+            )
+        true, predicted = true[1:], predicted[1:]
+    scores = metrics.video_metrics(true, predicted, empty=protocol.empty)
+    if protocol.background_counts:
+        everything = metrics.video_metrics(true, predicted, ignore_label=None)
+        scores |= {name: value for name, value in everything.items() if "mbo" in name}
+        scores["video_ari"] = everything["video_fg_ari"]
+        scores["video_iou"] = metrics.hungarian_iou(true, predicted, ignore_label=None)
+    return {
+        **scores,
+        "slots_in_use": metrics.slots_in_use(predicted),
+        "identity_switches": metrics.identity_switches(true, predicted),
+        "mask_entropy": 0.0,
+    }
+
+
+def columns(rows: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:
+    """The metrics of many videos as one list a metric.
+
+    Raises:
+        ValueError: no videos.
+    """
+    rows = list(rows)
+    if not rows:
+        raise ValueError("there are no clips to score: give one or more")
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def joined(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The scores of a data set (``metrics.dataset_metrics``) from the lists of ``evaluate``."""
+    rows = zip(*scores.values(), strict=True)
+    return metrics.dataset_metrics([dict(zip(scores, row, strict=True)) for row in rows])
+
+
+@torch.inference_mode()
+def _soft_masks(
+    model: VideoSlotModel,
+    clips: Sequence[Clip],
+    features: np.ndarray | None,
+    masks: str,
+    preprocessing: Preprocessing,
+    *,
+    seed: int,
+) -> Tensor:
+    """Masks (B,T,K,P) of clips of one size."""
+    device = model.decoder.positions.device
+    decode = masks == "decoder"
+    generator = torch.Generator().manual_seed(seed)
+    state, found = None, []
+    for start in range(0, len(clips[0].video), BLOCK):
+        block = slice(start, start + BLOCK)
+        if features is None:
+            frames = torch.from_numpy(np.stack([clip.video[block] for clip in clips])).to(device)
+            video = rearrange(frames, "b t h w c -> (b t) c h w").float() / 255
+            video = rearrange(preprocessing.resize(video), "(b t) c h w -> b t c h w", b=len(clips))
+            seen = model.encode(video)
+        else:
+            seen = torch.from_numpy(np.array(features[:, block])).to(device)
+        output = model.forward_features(
+            seen, reconstruct=False, decode=decode, state=state, generator=generator
+        )
+        state = output.state
+        found.append(output.segmentation.float().cpu())
+    return torch.cat(found, dim=1)
+
+
+def _batches(clips: Iterable[Clip], size: int) -> Iterator[list[Clip]]:
+    """Neighbouring clips of one shape, up to ``size`` of them."""
+    batch: list[Clip] = []
+    for clip in clips:
+        if batch and (len(batch) == size or batch[0].video.shape != clip.video.shape):
+            yield batch
+            batch = []
+        batch.append(clip)
+    if batch:
+        yield batch
+
+
+def _shares(labels: np.ndarray, grid: int) -> Tensor:
+    """Share (T,K,P) of each of the K labels (T,H,W) in each patch."""
+    values, index = np.unique(labels, return_inverse=True)
+    own = F.one_hot(torch.from_numpy(index.reshape(labels.shape)), len(values))
+    pooled = F.adaptive_avg_pool2d(rearrange(own, "t h w k -> t k h w").float(), grid)
+    return rearrange(pooled, "t k h w -> t k (h w)")

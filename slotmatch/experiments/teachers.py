@@ -1,0 +1,143 @@
+"""Where teachers come from: trained here, released by others, or with the package."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import pandas as pd
+
+from slotmatch import evaluation, paths
+from slotmatch.experiments.select import (
+    MINI_TEACHER,
+    VIDEO_SETS,
+    Experiment,
+    _cached,
+    read_features,
+    select,
+)
+from slotmatch.model import PRESETS, ModelConfig, VideoSlotModel
+from slotmatch.model.files import load, save
+from slotmatch.training import train
+
+RELEASED: Mapping[str, str] = MappingProxyType(
+    {
+        "movi_c": "movi_c.ckpt",
+        "movi_d": "movi_e.ckpt",
+        "movi_e": "movi_e.ckpt",
+        **dict.fromkeys(VIDEO_SETS, "ytvis.ckpt"),
+    }
+)
+"""SlotContrast's released file by data set; where there is none, that of the same sizes."""
+
+MINI_TEACHER_DATA = ("minimovi_a", "minimovi_c")
+"""What the teacher that comes with the package was trained on, half and half."""
+
+
+def teacher_path(experiment: Experiment) -> Path:
+    """Where ``02_teacher`` leaves a teacher that it trained, for ``03_distill`` to find."""
+    backbone = experiment.models.teacher.backbone
+    name = f"{experiment.dataset}.{experiment.name}.{backbone}.seed{experiment.teacher.seed}"
+    return paths.cache_dir() / "teachers" / f"{name}.safetensors"
+
+
+def load_teacher(experiment: Experiment) -> tuple[VideoSlotModel, str]:
+    """The teacher to distil from, and where it comes from.
+
+    That is the one ``02_teacher`` or ``slotmatch train teacher`` trained with the same parameters,
+    or else the one that comes with the package; either only if it has the experiment's
+    architecture. At the preset ``paper`` it is the one SlotContrast's authors released, if its file
+    is at ``released_path``.
+
+    Raises:
+        FileNotFoundError: none exists; the message says how to get one.
+        ValueError: a released file that is damaged or does not fit the student.
+    """
+    own = teacher_path(experiment)
+    if own.is_file() and (teacher := load(own)).config == experiment.models.teacher:
+        return teacher, f"trained here: {own.name}"
+    released = released_path(experiment)
+    if released is not None and released.is_file():
+        return read_teacher(released, experiment.models.student)
+    if experiment.models == PRESETS["mini"]:
+        return load("mini-teacher"), "mini-teacher, which comes with the package"
+    raise FileNotFoundError(
+        f"there is no teacher of preset {experiment.name} with backbone "
+        f"{experiment.models.teacher.backbone} for {experiment.dataset}: run 02_teacher with the "
+        f"same parameters first (or python -m slotmatch train teacher), {_or_released(released)}"
+        "or take -p preset mini -p backbone embedded"
+    )
+
+
+def released_path(experiment: Experiment) -> Path | None:
+    """Where a teacher that SlotContrast's authors released is looked for; None: there is none."""
+    name = RELEASED.get(experiment.dataset)
+    if experiment.name != "paper" or name is None:
+        return None
+    return paths.cache_dir() / "teachers" / "slotcontrast" / name
+
+
+def _or_released(path: Path | None) -> str:
+    if path is None:
+        return ""
+    return f"put {path.name}, which SlotContrast's authors released, at {path}, "
+
+
+def read_teacher(name_or_path: str | Path, student: ModelConfig) -> tuple[VideoSlotModel, str]:
+    """A teacher that ``slotmatch.model.load`` takes, and where it comes from.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or its slots cannot be compared with the student's.
+    """
+    teacher = load(name_or_path)
+    released = Path(name_or_path).suffix == ".ckpt"
+    origin = f"{'released by SlotContrast: ' if released else ''}{Path(name_or_path).name}"
+    for name in ("n_slots", "slot_dim", "n_patches"):
+        theirs, own = getattr(teacher.config, name), getattr(student, name)
+        if theirs != own:
+            raise ValueError(
+                f"the teacher {name_or_path} has {name} {theirs}, the student {own}: take the "
+                "data set and preset that the teacher was made for"
+            )
+    return teacher, f"{origin}, {teacher.config.backbone or 'from features'}"
+
+
+def train_mini_teacher(output: Path, *, progress: bool | None = None) -> pd.DataFrame:
+    """Train the teacher that comes with the package, in about half an hour, and return its log.
+
+    Resumes from ``output``. The weights go to ``output/mini-teacher.safetensors``.
+    """
+    parts = [select("mini", dataset) for dataset in MINI_TEACHER_DATA]
+    config = parts[0].models.teacher
+    features = [_cached(part, "train", config, progress=True) for part in parts]
+    scorers = {
+        part.dataset: evaluation.score_on(
+            part.open("validation"), read_features(part, "validation", config)
+        )
+        for part in parts
+    }
+    teacher = VideoSlotModel(config, seed=MINI_TEACHER.seed)
+    log = train(
+        teacher,
+        np.concatenate(features),
+        MINI_TEACHER,
+        output=output,
+        validate=lambda model: _joined({name: score(model) for name, score in scorers.items()}),
+        progress=progress,
+    )
+    save(teacher, output / "mini-teacher.safetensors")
+    with paths.atomic(output / "log.csv") as temporary:
+        log.to_csv(temporary, index=False)
+    return log
+
+
+def _joined(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Scores by data set, and the mean video FG-ARI over them."""
+    joined = {f"{name}_{key}": value for name, own in scores.items() for key, value in own.items()}
+    mean = sum(own["video_fg_ari"] for own in scores.values()) / len(scores)
+    return {"video_fg_ari": mean} | joined
+
+
+if __name__ == "__main__":
+    train_mini_teacher(paths.BUILD / "mini-teacher", progress=True)

@@ -1,0 +1,267 @@
+"""Result files: what a run leaves behind, and the table and the numbers computed from it."""
+
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, is_dataclass
+from hashlib import sha256
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from slotmatch import paths
+from slotmatch.reporting import stats
+
+__all__ = [
+    "checksum",
+    "comparison_table",
+    "difference",
+    "environment",
+    "numbers",
+    "read_results",
+    "score_table",
+    "write_results",
+]
+
+REQUIRED = ("config", "seeds", "data", "models", "wall_seconds")
+REQUIRED_OF_DATA = ("name", "version", "split", "ids")
+PACKAGES = (
+    "slotmatch",
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "pybullet",
+    "accelerate",
+)
+PERCENTAGES = frozenset(
+    {
+        *("video_fg_ari", "image_fg_ari", "video_mbo", "image_mbo", "j", "f", "j_and_f"),
+        *("video_ari", "video_iou"),
+    }
+)
+"""Metrics in [0, 1] that papers print times 100."""
+LABELS = {
+    "teacher": "Teacher",
+    "student": "Student (SlotMatch)",
+    "undistilled": "Student, not distilled",
+    "scratch": "Student, from scratch",
+}
+
+
+def write_results(path: str | os.PathLike[str], content: Mapping[str, Any]) -> dict[str, Any]:
+    """Write ``content`` with the run's environment as JSON and return what was written.
+
+    ``content`` holds ``config`` (every setting that shaped the run), ``seeds``, ``wall_seconds``,
+    ``data`` with ``name, version, split, ids`` (the videos that count), and ``models``: by name, in
+    the order of the table, an entry of ``metrics`` (metric -> one value a video, in the order of
+    ``ids``; nan where the video is skipped) and, where they exist, ``parameters`` (a count, frozen
+    backbone included), ``ms_per_frame`` and ``checkpoint`` (its :func:`checksum`). More keys may be
+    added at every level. Arrays, dataclasses and paths are converted; nan becomes null.
+
+    Raises:
+        ValueError: a key is missing, or a metric has not one value a video.
+    """
+    if missing := [key for key in REQUIRED if key not in content]:
+        raise ValueError(f"results lack {missing}; needed are {list(REQUIRED)}")
+    if missing := [key for key in REQUIRED_OF_DATA if key not in content["data"]]:
+        raise ValueError(f"results['data'] lacks {missing}; needed are {list(REQUIRED_OF_DATA)}")
+    n_videos = len(content["data"]["ids"])
+    for name, entry in content["models"].items():
+        for metric, values in entry["metrics"].items():
+            if len(values) != n_videos:
+                raise ValueError(
+                    f"{name} has {len(values)} values of {metric} for {n_videos} videos; "
+                    "give one a video, nan for a skipped one"
+                )
+    results = _plain({**content, "environment": environment()})
+    with paths.atomic(path) as temporary:
+        temporary.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+    return results
+
+
+def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The content of a result file, with nan where a per-video value is null.
+
+    Raises:
+        FileNotFoundError: no such file; the message says what writes it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no results at {path}; run the notebook that writes them first")
+    results = json.loads(path.read_text())
+    for entry in results["models"].values():
+        entry["metrics"] = {
+            metric: [math.nan if value is None else value for value in values]
+            for metric, values in entry["metrics"].items()
+        }
+    return results
+
+
+def comparison_table(results: Mapping[str, Any]) -> pd.DataFrame:
+    """Teacher, student and undistilled student side by side, as they are printed.
+
+    FG-ARI and mBO (whole videos, times 100) are means over videos with the interval of
+    :func:`slotmatch.stats.mean_interval`. Other models in the results (baselines, oracle) follow
+    below the three. A dash means that the quantity does not exist for that row.
+    """
+    models = results["models"]
+    names = [name for name in LABELS if name in models]
+    names += [name for name in models if name not in LABELS]
+    texts = numbers(results)
+    return pd.DataFrame(
+        {
+            heading: [texts.get(f"{name}_{key}", "-") for name in names]
+            for heading, key in (
+                ("FG-ARI", "video_fg_ari"),
+                ("mBO", "video_mbo"),
+                ("parameters", "parameters"),
+                ("ms per frame", "ms_per_frame"),
+            )
+        },
+        index=pd.Index([LABELS.get(name, name) for name in names], name="model"),
+    )
+
+
+def score_table(results: Mapping[str, Any], headings: Mapping[str, str]) -> pd.DataFrame:
+    """The texts of ``numbers`` for some metrics, a row for each model: metric -> its heading."""
+    texts, names = numbers(results), list(results["models"])
+    columns = {
+        heading: [texts[f"{name}_{metric}"] for name in names]
+        for metric, heading in headings.items()
+    }
+    return pd.DataFrame(columns, index=names)
+
+
+def difference(results: Mapping[str, Any], first: str, second: str, metric: str) -> str:
+    """The mean of ``first - second`` over the same videos: ``"-3.9 [-5.9, -2.0]"``, times 100.
+
+    Its interval is that of `slotmatch.stats.paired_difference`. Videos that are skipped in either
+    model are left out.
+    """
+    scores = [results["models"][name]["metrics"][metric] for name in (first, second)]
+    values = 100 * np.array(scores, float)  # None, a skipped video in a file, becomes nan
+    found = stats.paired_difference(*values[:, ~np.isnan(values).any(axis=0)])
+    return f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
+
+
+def numbers(results: Mapping[str, Any]) -> dict[str, str | float | int]:
+    """Everything a sentence or a caption may quote from a result file, by name.
+
+    For each model and metric ``<model>_<metric>`` is the text ``"70.1 [68.0, 72.2]"`` (mean and
+    interval over videos; a single video has no interval) and ``<model>_<metric>_mean`` the bare
+    mean. ``<model>_parameters`` and ``<model>_ms_per_frame`` are texts;
+    ``<model>_fewer_parameters`` and ``<model>_speedup`` say how many times the teacher has more and
+    takes longer. ``n_videos`` and ``wall_minutes`` are the run's own. Metrics that are skipped for
+    every video are left out.
+    """
+    models = results["models"]
+    quoted: dict[str, str | float | int] = {
+        "n_videos": len(results["data"]["ids"]),
+        "wall_minutes": results["wall_seconds"] / 60,
+    }
+    for name, entry in models.items():
+        for metric, values in entry["metrics"].items():
+            scored = [value for value in values if not math.isnan(value)]
+            if scored:
+                interval = stats.mean_interval(scored)
+                scale = 100 if metric in PERCENTAGES else 1
+                mean, low, high = (scale * v for v in (interval.mean, interval.low, interval.high))
+                digits = 1 if scale == 100 else 2
+                text = f"{mean:.{digits}f}"
+                if math.isfinite(low):
+                    text += f" [{low:.{digits}f}, {high:.{digits}f}]"
+                quoted[f"{name}_{metric}"] = text
+                quoted[f"{name}_{metric}_mean"] = float(mean)
+        if entry.get("parameters"):
+            quoted[f"{name}_parameters"] = f"{entry['parameters'] / 1e6:.2f} M"
+        if entry.get("ms_per_frame"):
+            quoted[f"{name}_ms_per_frame"] = f"{entry['ms_per_frame']:.1f}"
+        teacher = models.get("teacher", {})
+        for key, ratio in (("parameters", "fewer_parameters"), ("ms_per_frame", "speedup")):
+            if name != "teacher" and entry.get(key) and teacher.get(key):
+                quoted[f"{name}_{ratio}"] = float(teacher[key] / entry[key])
+    return quoted
+
+
+def environment() -> dict[str, Any]:
+    """What a run depended on besides its settings: versions, source revision and hardware."""
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "packages": {name: _version(name) for name in PACKAGES},
+        "source": _source_revision(),
+        "hardware": _hardware(),
+    }
+
+
+def checksum(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    return sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _source_revision() -> dict[str, Any] | None:
+    """The commit that ran, and whether the work tree had changes; None outside a git checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(paths.REPOSITORY), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"revision": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _hardware() -> dict[str, Any]:
+    import torch
+
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": models[0] if models else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": _memory_gib(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _memory_gib() -> float | None:
+    names: Iterable[str] = getattr(os, "sysconf_names", ())
+    if "SC_PHYS_PAGES" not in names:
+        return None
+    return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+
+
+def _plain(value: Any) -> Any:
+    """The same content in JSON's own types; floats that are not finite become None."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value

@@ -1,0 +1,349 @@
+"""Sharing a model: a folder of weights, config and model card, on disk or the Hugging Face hub.
+
+`push_to_hub` puts a model there, and ``slotmatch.model.load("hf://user/name")`` takes it back.
+Only safetensors and JSON travel: nothing in a shared model is ever run.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from timm.models import get_pretrained_cfg
+
+from slotmatch import backbones, paths, profiling
+from slotmatch.model import VideoSlotModel
+from slotmatch.model.files import FILE_FORMAT, save
+from slotmatch.model.hub import WEIGHTS
+from slotmatch.reporting.results import checksum, numbers
+
+CONFIG, CARD = "config.json", "README.md"
+SCORES = {
+    "video_fg_ari": "FG-ARI, video",
+    "image_fg_ari": "FG-ARI, image",
+    "video_mbo": "mBO, video",
+    "image_mbo": "mBO, image",
+    "j_and_f": "J&F",
+    "video_ari": "ARI, video",
+    "video_iou": "mIoU, video",
+}
+"""Metrics of a result file that a card shows, and what they are called there."""
+TAGS = ("object-centric-learning", "slot-attention", "unsupervised", "video-segmentation")
+CITATION = """\
+@article{slotmatch,
+  title   = {{SlotMatch}: Distilling Object-Centric Representations for Unsupervised Video
+             Segmentation},
+  author  = {Grigore, Diana-Nicoleta and Madan, Neelu and M{\\o}gelmose, Andreas and
+             Moeslund, Thomas B. and Ionescu, Radu Tudor},
+  journal = {arXiv preprint arXiv:2508.03411},
+  year    = {2025},
+  url     = {https://arxiv.org/abs/2508.03411},
+}"""
+BODY = """\
+# {title}
+
+{about}
+
+RGB video in, one label map for each frame out: which of {n_slots} slots owns a pixel. A slot keeps
+its number through a video, so it follows an object; the number means nothing beyond that. No class
+is named. Made with [slotmatch](https://github.com/slotmatch/slotmatch) {version}, an independent
+reimplementation of SlotMatch.
+
+## How to use it
+
+```python
+from slotmatch import segment
+from slotmatch.model import load
+
+model = load("{address}")
+labels = segment("my_video.mp4", model)  # uint8 (T, H, W)
+```
+
+Loading reads safetensors and JSON and runs no code from here.
+
+## Intended use
+
+Research on and teaching of object-centric learning: comparing methods on the data below, looking
+at slots, starting a distillation. Not meant for any decision about people, for measuring or safety,
+or for anything else where a wrong mask matters to someone.
+
+## Model
+
+{model}
+
+{backbone}
+
+## Training
+
+{training}
+
+## Scores
+
+{scores}
+
+## Limits
+
+* Scores hold for the data named above. On other videos expect worse masks, the more so the less
+  they look like the training data.
+* Objects that touch may share a slot, a large one may be divided, and a slot may pass to another
+  object after an occlusion. More objects than the {n_slots} slots cannot be told apart.
+* Masks are drawn on a grid of {n_patches} patches and enlarged: thin and small parts are lost.
+* Intervals come from resampling the scored videos. They do not cover another training seed.
+{supervision}
+## Licence
+
+These weights: {licence}. The backbone's: see its provenance above. The data that the model was
+trained and scored on keep the terms of their publishers.
+
+## Citation
+
+```bibtex
+{citation}
+```
+"""
+
+
+def model_card(
+    model: VideoSlotModel,
+    *,
+    title: str,
+    address: str = WEIGHTS,
+    about: str = "",
+    results: Mapping[str, Any] | None = None,
+    entry: str | None = None,
+    sha256: str | None = None,
+    licence: str = "mit",
+) -> str:
+    """The text of a model card, front matter included, checked by huggingface_hub's own reader.
+
+    Args:
+        model: what is described.
+        title: its heading.
+        address: what ``load`` is to be given in the example.
+        about: a sentence or two on what the model is and where it comes from.
+        results: what ``slotmatch.results.read_results`` gave, for scores and training settings.
+        entry: which of the models in there this is. May be left out if there is one, or one with
+            the checksum of these weights.
+        sha256: checksum of the file with the weights.
+        licence: identifier of the weights' licence, as the hub spells it.
+
+    Raises:
+        ValueError: results without this model: an unknown entry, several to choose from, or
+            another number of parameters.
+    """
+    config = model.config
+    name = None if results is None else _entry(results, model, entry, sha256)
+    body = BODY.format(
+        title=title,
+        about=about
+        or "A slot model that finds and follows objects in video, trained without masks.",
+        version=metadata.version("slotmatch"),
+        address=address,
+        n_slots=config.n_slots,
+        n_patches=config.n_patches,
+        model=_table(_facts(model, sha256)),
+        backbone=_backbone_text(model),
+        training=_training_text(results, name),
+        scores=_scores_text(results, name, sha256),
+        supervision=(
+            "* The backbone's features saw labels of images, so the system as a whole is not "
+            "unsupervised.\n"
+            if config.backbone is not None and backbones.spec(config.backbone).supervised
+            else ""
+        ),
+        licence=licence,
+        citation=CITATION,
+    )
+    front = ModelCardData(
+        license=licence,
+        library_name="slotmatch",
+        pipeline_tag="image-segmentation",
+        tags=["slotmatch", *TAGS],
+        base_model=_base_model(config.backbone),
+        model_name=title,
+        eval_results=_eval_results(results, name) or None,
+    )
+    return str(ModelCard(f"---\n{front.to_yaml()}\n---\n\n{body}"))
+
+
+def write_folder(
+    model: VideoSlotModel,
+    folder: str | os.PathLike[str],
+    *,
+    title: str | None = None,
+    address: str = WEIGHTS,
+    about: str = "",
+    results: Mapping[str, Any] | None = None,
+    entry: str | None = None,
+    licence: str = "mit",
+    include_backbone: bool = False,
+) -> Path:
+    """Write what is shared of a model, ``model.safetensors``, ``config.json`` and ``README.md``.
+
+    ``title`` is the folder's name if it is left out; see `model_card` for the others and
+    `slotmatch.model.save` for ``include_backbone``, which an untrained backbone turns on. The
+    config is there for readers and for the hub: ``load`` finds its own inside the weights' file.
+
+    Raises:
+        ValueError: the results are not of this model; then nothing is written.
+    """
+    folder = Path(folder)
+    untrained = model.backbone is not None and not model.backbone.pretrained
+    config = {"library_name": "slotmatch", "format": FILE_FORMAT, **asdict(model.config)}
+    with (
+        paths.atomic(folder / WEIGHTS) as weights,
+        paths.atomic(folder / CONFIG) as readable,
+        paths.atomic(folder / CARD) as card,
+    ):
+        save(model, weights, include_backbone=include_backbone or untrained)
+        readable.write_text(json.dumps(config, indent=2) + "\n")
+        text = model_card(
+            model,
+            title=title or folder.resolve().name,
+            address=address,
+            about=about,
+            results=results,
+            entry=entry,
+            sha256=checksum(weights),
+            licence=licence,
+        )
+        card.write_text(text, encoding="utf-8")
+    return folder
+
+
+def _entry(
+    results: Mapping[str, Any], model: VideoSlotModel, entry: str | None, sha256: str | None
+) -> str:
+    """Which of the models in a result file is this one."""
+    models = results["models"]
+    if entry is None:
+        same = [name for name in models if sha256 and models[name].get("checkpoint") == sha256]
+        chosen = same or list(models)
+        if len(chosen) != 1:
+            raise ValueError(
+                f"the results hold {', '.join(models)}: say which of them this model is (entry)"
+            )
+        entry = chosen[0]
+    if entry not in models:
+        raise ValueError(f"the results hold {', '.join(models)}, not {entry!r}")
+    expected, found = models[entry].get("parameters"), _n_parameters(model)
+    if expected not in (None, found):
+        raise ValueError(
+            f"the results' {entry} has {expected:,} parameters, this model {found:,}: "
+            "they are scores of another one"
+        )
+    return entry
+
+
+def _n_parameters(model: VideoSlotModel) -> int:
+    return profiling.count_parameters(model)["total"][0]
+
+
+def _facts(model: VideoSlotModel, sha256: str | None) -> list[tuple[str, str]]:
+    config = model.config
+    facts = [
+        ("backbone, frozen", config.backbone or "none: the model runs from features"),
+        ("input", f"{config.image_size} x {config.image_size} px" if config.image_size else "-"),
+        ("patches", f"{config.n_patches} with features of width {config.feature_dim}"),
+        ("slots", f"{config.n_slots} of width {config.slot_dim}, {config.initial_slots}"),
+        ("parameters", f"{_n_parameters(model) / 1e6:.2f} M, the backbone's included"),
+    ]
+    if sha256:
+        facts.append((f"SHA-256 of {WEIGHTS}", f"`{sha256}`"))
+    return facts
+
+
+def _backbone_text(model: VideoSlotModel) -> str:
+    if model.backbone is None:
+        return "Give it features of a backbone of your own (`forward_features`)."
+    if not model.backbone.pretrained:
+        return "The backbone was never trained; it is in the file."
+    return (
+        f"Backbone: {model.backbone.spec.provenance}. If its weights are not in the file, loading "
+        "gets them from there and compares their checksum."
+    )
+
+
+def _training_text(results: Mapping[str, Any] | None, entry: str | None) -> str:
+    """The settings in a result file, as they stand there; nothing is guessed."""
+    config = {} if results is None else results["config"]
+    training = config.get("training", {})
+    training = training if "steps" in training else training.get(entry)
+    if results is None or not training:
+        return "The settings of its training were not recorded with its scores."
+    run = {key: value for key, value in config.get("parameters", {}).items() if key != "output"}
+    settings = {"run": run, "training": training}  # without where its owner keeps files
+    seeds = ", ".join(map(str, results["seeds"])) or "not recorded"
+    return (
+        f"Seeds: {seeds}. The settings that were recorded with the scores:\n\n"
+        f"```json\n{json.dumps(settings, indent=1)}\n```"
+    )
+
+
+def _scores_text(results: Mapping[str, Any] | None, entry: str | None, sha256: str | None) -> str:
+    if results is None or entry is None:
+        return (
+            "None were given with this model. Measure before you rely on it: `slotmatch evaluate`."
+        )
+    data, texts = results["data"], numbers(results)
+    rows = [(SCORES[key], str(texts[f"{entry}_{key}"])) for key in _scored(results, entry)]
+    protocol = results.get("protocol", {})
+    window, masks = protocol.get("window"), protocol.get("masks") or results["config"].get("masks")
+    pieces = "videos" if window is None else f"pieces of {window} frames"
+    version = f" (version {data['version']})" if data["version"] is not None else ""
+    how = f", protocol `{protocol['name']}`" if "name" in protocol else ""
+    how += f", masks of the {masks}" if masks else ""
+    text = (
+        f"{len(data['ids'])} {pieces} of {data['name']}{version}, split {data['split']}{how}. "
+        "Mean over them times 100, with its 95 % interval.\n\n"
+        f"{_table(rows, 'metric', 'score')}\n\n"
+    )
+    measured = results["models"][entry].get("checkpoint")
+    if measured is None:
+        return text + "Which file of weights was measured is not recorded."
+    if measured == sha256:
+        return text + "Measured with this very file of weights."
+    return (
+        text + f"Measured with a file of SHA-256 `{measured}`, which is not byte for byte this one."
+    )
+
+
+def _scored(results: Mapping[str, Any], entry: str) -> list[str]:
+    texts = numbers(results)
+    return [key for key in SCORES if f"{entry}_{key}" in texts]
+
+
+def _eval_results(results: Mapping[str, Any] | None, entry: str | None) -> list[EvalResult]:
+    if results is None or entry is None:
+        return []
+    data, texts = results["data"], numbers(results)
+    return [
+        EvalResult(
+            task_type="image-segmentation",
+            task_name="Unsupervised video object segmentation",
+            dataset_type=data["name"],
+            dataset_name=data["name"],
+            dataset_split=data["split"],
+            metric_type=key,
+            metric_name=SCORES[key],
+            metric_value=round(float(texts[f"{entry}_{key}_mean"]), 1),
+        )
+        for key in _scored(results, entry)
+    ]
+
+
+def _base_model(backbone: str | None) -> str | None:
+    """The backbone's own name on the hub, for those that come from there."""
+    if backbone is None or (what := backbones.spec(backbone)).recipe is not None:
+        return None
+    config = get_pretrained_cfg(what.network)
+    return None if config is None else config.hf_hub_id or None
+
+
+def _table(rows: list[tuple[str, str]], *heading: str) -> str:
+    lines = [heading or ("", ""), ("---", "---"), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

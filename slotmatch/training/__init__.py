@@ -1,0 +1,7 @@
+"""How a model is trained: the step, the loop around it, and what both are told."""
+
+from slotmatch.training.loading import Frames
+from slotmatch.training.loop import processes, train
+from slotmatch.training.recipe import TrainConfig
+
+__all__ = ["Frames", "TrainConfig", "processes", "train"]
