@@ -13,7 +13,14 @@ from torch import Tensor
 
 from slotmatch.settings import Axis, Correspondence, check_choice
 
-__all__ = ["feature_reconstruction", "match_slots", "reorder_slots", "slot_contrast", "slot_match"]
+__all__ = [
+    "feature_reconstruction",
+    "full_precision",
+    "match_slots",
+    "reorder_slots",
+    "slot_contrast",
+    "slot_match",
+]
 
 
 def feature_reconstruction(reconstruction: Tensor, features: Tensor) -> Tensor:
@@ -26,6 +33,7 @@ def feature_reconstruction(reconstruction: Tensor, features: Tensor) -> Tensor:
         ValueError: the shapes differ or a tensor does not hold floating-point numbers.
     """
     _require_same_shape("reconstruction", reconstruction, "features", features)
+    reconstruction = full_precision(reconstruction)
     return F.mse_loss(reconstruction, features.detach().to(reconstruction.dtype))
 
 
@@ -63,7 +71,7 @@ def slot_contrast(
     if slots.shape[1] < 2:
         warnings.warn("slot_contrast needs two frames, got one: the loss is zero", stacklevel=2)
         return slots[:, 1:].sum()
-    unit = F.normalize(slots, dim=-1)
+    unit = F.normalize(full_precision(slots), dim=-1)
     pattern = "b t k d -> t (b k) d" if batch_contrast else "b t k d -> (b t) k d"
     earlier, later = rearrange(unit[:, :-1], pattern), rearrange(unit[:, 1:], pattern)
     similarity = earlier @ rearrange(later, "n j d -> n d j") / temperature
@@ -95,10 +103,16 @@ def slot_match(
     if student.ndim != 4:
         raise ValueError(f"expected slots (B,T,K,D), got {tuple(student.shape)}")
     check_choice("correspondence", correspondence, Correspondence)
+    student = full_precision(student)
     teacher = teacher.detach().to(student.dtype)
     if correspondence == "hungarian":
         teacher = reorder_slots(teacher, match_slots(student, teacher))
     return 1 - F.cosine_similarity(student, teacher, dim=-1).mean()
+
+
+def full_precision(tensor: Tensor) -> Tensor:
+    """At least single precision, in which every loss is computed."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _require_same_shape(first: str, a: Tensor, second: str, b: Tensor) -> None:

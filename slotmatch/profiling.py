@@ -20,10 +20,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from slotmatch.data.preprocessing import unit_floats
 from slotmatch.model import ModelConfig, VideoSlotModel
 
 __all__ = [
-    "BLOCK",
     "PeakMemory",
     "Ratio",
     "Segmenting",
@@ -41,8 +41,6 @@ __all__ = [
 
 T = TypeVar("T")
 
-BLOCK = 24
-"""Frames that are encoded and decoded at a time."""
 UNCOUNTED = {torch.ops.aten.mv: lambda matrix, vector, **_: 2 * math.prod(matrix)}
 """The product torch's counter does not know: matrix by vector, from their shapes."""
 
@@ -191,7 +189,7 @@ def ms_per_frame(
 ) -> dict[str, list[float]]:
     """Milliseconds a frame from RGB to soft masks, of every model in every turn (`take_turns`).
 
-    The video is streamed in blocks of ``BLOCK`` frames. Backbone, slots and masks count; reading
+    The video is streamed (``VideoSlotModel.stream``). Backbone, slots and masks count; reading
     the video and enlarging masks to pixels do not.
 
     Args:
@@ -211,7 +209,8 @@ def ms_per_frame(
     def timed(model: VideoSlotModel) -> float:
         device = model.decoder.positions.device
         started = now(device)
-        _stream(model, frames)
+        for _ in model.stream(frames[0][:, None], generator=torch.Generator().manual_seed(0)):
+            pass
         return 1000 * (now(device) - started) / len(video)
 
     jobs = {name: lambda model=model: timed(model) for name, model in models.items()}
@@ -237,7 +236,7 @@ def time_parts(
         ValueError: a model without backbone, or a video of another kind.
     """
     device = model.decoder.positions.device
-    frames = _frames(video).to(device).float() / 255
+    frames = unit_floats(_frames(video).to(device))
     marks = [now(device)]
     features = model.encode(frames)
     marks.append(now(device))
@@ -317,14 +316,3 @@ def _frames(video: np.ndarray) -> Tensor:
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or not len(video):
         raise ValueError(f"video must be uint8 (T,H,W,3), got {video.dtype} {video.shape}")
     return rearrange(torch.from_numpy(video), "t h w c -> 1 t c h w")
-
-
-@torch.inference_mode()
-def _stream(model: VideoSlotModel, frames: Tensor) -> None:
-    device = model.decoder.positions.device
-    generator = torch.Generator().manual_seed(0)
-    state = None
-    for block in frames.split(BLOCK, dim=1):
-        video = block.to(device).float() / 255
-        output = model(video, reconstruct=False, state=state, generator=generator)
-        state = output.state

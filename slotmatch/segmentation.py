@@ -6,7 +6,7 @@ Shapes: T frames of H x W pixels, K slots.
 import os
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from itertools import islice, zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import av
@@ -15,15 +15,16 @@ import torch
 from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from slotmatch import paths
-from slotmatch.backbones import Backbone, resize_frames
+from slotmatch.data.preprocessing import unit_floats
 from slotmatch.data.video import Video, length_and_rate, read_frames
 from slotmatch.metrics import label_maps
 from slotmatch.model import VideoSlotModel
 from slotmatch.model.files import load
+from slotmatch.model.network import CHUNK
+from slotmatch.progress import hidden
 from slotmatch.settings import Masks, check_choice
 
 __all__ = ["segment", "segment_blocks", "write_masks", "write_overlay"]
@@ -33,7 +34,7 @@ def segment(
     video: Video,
     model: VideoSlotModel | str | os.PathLike[str],
     *,
-    chunk: int = 16,
+    chunk: int = CHUNK,
     masks: Masks = "decoder",
     device: str | torch.device | None = None,
     seed: int = 0,
@@ -78,7 +79,7 @@ def segment_blocks(
     video: Video,
     model: VideoSlotModel | str | os.PathLike[str],
     *,
-    chunk: int = 16,
+    chunk: int = CHUNK,
     masks: Masks = "decoder",
     device: str | torch.device | None = None,
     seed: int = 0,
@@ -96,28 +97,22 @@ def segment_blocks(
     if model.backbone is None:
         raise ValueError("this model has no backbone, so it cannot see a video: load one that has")
     model.to(device)
-    generator = torch.Generator().manual_seed(seed)
-    dtype = np.uint8 if model.config.n_slots <= 256 else np.int32
-    state = None
     frames = read_frames(video)
-    with tqdm(total=length_and_rate(video)[0], unit="frame", disable=_hidden(progress)) as bar:
-        while block := list(islice(frames, chunk)):
-            # Frame by frame: a whole block in float at full size could be gigabytes.
-            squares = [_square(frame, model.backbone) for frame in block]
-            with torch.inference_mode():
-                output = model(
-                    torch.cat(squares)[None],
-                    reconstruct=False,
-                    decode=masks == "decoder",
-                    state=state,
-                    generator=generator,
-                )
-            state = output.state
-            height, width = block[0].shape[1:]
-            yield label_maps(output.segmentation[0], (height, width)).astype(dtype)
-            bar.update(len(block))
-    if state is None:
+    if (first := next(frames, None)) is None:
         raise ValueError("the video has no frames: give at least one")
+    height, width = first.shape[1:]
+    dtype: type[np.integer] = np.uint8 if model.config.n_slots <= 256 else np.int32
+    outputs = model.stream(
+        (frame[None] for frame in chain([first], frames)),
+        chunk=chunk,
+        decode=masks == "decoder",
+        generator=torch.Generator().manual_seed(seed),
+    )
+    with tqdm(total=length_and_rate(video)[0], unit="frame", disable=hidden(progress)) as bar:
+        for output in outputs:
+            labels = label_maps(output.segmentation[0], (height, width)).astype(dtype)
+            yield labels
+            bar.update(len(labels))
 
 
 def write_masks(labels: Iterable[np.ndarray], path: str | os.PathLike[str]) -> Path:
@@ -198,7 +193,7 @@ def write_overlay(
     if not 0 < fps < float("inf"):
         raise ValueError(f"fps must be positive, got {fps}")
     pictures = _painted(video, labels, opacity)
-    bar = tqdm(pictures, total=n_frames, unit="frame", disable=_hidden(progress))
+    bar = tqdm(pictures, total=n_frames, unit="frame", disable=hidden(progress))
     with paths.atomic(path) as temporary:
         try:
             container = av.open(str(temporary), "w")
@@ -227,7 +222,7 @@ def _painted(
         if frame is None or owners is None:
             short = "video ends" if frame is None else "label maps end"
             raise ValueError(f"the {short} after {number} frames, the other goes on")
-        pixels = _unit(frame, torch.float32).mul(255).round().to(torch.uint8)
+        pixels = unit_floats(frame).mul(255).round().to(torch.uint8)
         picture = blend(
             rearrange(pixels, "c h w -> h w c").cpu().numpy(), _checked(owners), opacity=opacity
         )
@@ -237,23 +232,7 @@ def _painted(
         raise ValueError("the video has no frames: give at least one")
 
 
-def _square(frame: Tensor, backbone: Backbone) -> Tensor:
-    """A frame (3,H,W) as the backbone wants it, where the backbone is: (1,3,S,S)."""
-    frame = _unit(frame.to(backbone.mean.device), backbone.mean.dtype)
-    return resize_frames(frame[None], backbone.image_size)
-
-
-def _unit(frame: Tensor, dtype: torch.dtype) -> Tensor:
-    """A frame as floats in [0, 1]."""
-    return frame.to(dtype) if frame.is_floating_point() else frame.to(dtype) / 255
-
-
 def _checked(labels: np.ndarray) -> np.ndarray:
     if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"label maps must be integers (H,W), got {labels.dtype} {labels.shape}")
     return labels
-
-
-def _hidden(progress: bool | None) -> bool | None:
-    """What tqdm calls ``disable``; its None hides the bar unless in a terminal."""
-    return None if progress is None else not progress

@@ -1,7 +1,7 @@
 """Frozen feature extractors by name: a video becomes one feature vector for each patch."""
 
 from slotmatch.backbones.base import Backbone, resize_frames, weights_checksum
-from slotmatch.backbones.cache import cached_features, encode_frames
+from slotmatch.backbones.cache import Features, cached_features, encode_frames
 from slotmatch.backbones.registry import build
 from slotmatch.backbones.spec import (
     NAMES,
@@ -19,6 +19,7 @@ __all__ = [
     "Backbone",
     "BackboneSpec",
     "EmbeddedRecipe",
+    "Features",
     "build",
     "cached_features",
     "encode_frames",

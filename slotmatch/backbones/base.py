@@ -1,7 +1,9 @@
 """A frozen feature extractor: a video becomes one feature vector for each patch."""
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
+from dataclasses import asdict
 from typing import Any, Self
 
 import torch
@@ -81,9 +83,20 @@ class Backbone(nn.Module, ABC):
             ValueError: not a floating-point (B,T,3,H,W) tensor with finite values in [0, 1].
         """
         _check_video(video)
+        return self.encode(video)
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> Tensor:
+        """``forward`` without a look at the values, for which a GPU would have to wait."""
         frames = rearrange(video, "b t c h w -> (b t) c h w").to(self.mean.dtype)
         features = self.patch_features(resize_frames(frames, self.image_size))
         return rearrange(features, "(b t) p f -> b t p f", b=len(video))
+
+    def fingerprint(self) -> str:
+        """A digest of everything that shapes a feature: what it is, image size and weights."""
+        what = {"backbone": asdict(self.spec), "image_size": self.image_size}
+        text = json.dumps(what | {"weights": weights_checksum(self)}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def normalise(self, images: Tensor) -> Tensor:
         """RGB in [0, 1] with the network's mean and deviation: ``n 3 s s -> n 3 s s``."""

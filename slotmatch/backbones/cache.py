@@ -3,10 +3,10 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Self
 
 import numpy as np
 import torch
@@ -17,23 +17,55 @@ from tqdm.auto import tqdm
 from slotmatch import paths
 from slotmatch.backbones.base import Backbone, weights_checksum
 from slotmatch.data.clips import HasVideo
-
-if TYPE_CHECKING:
-    from slotmatch.backbones.base import Backbone
+from slotmatch.data.preprocessing import unit_floats
+from slotmatch.progress import hidden
 
 FORMAT = 1
 """Goes up when the same inputs would give other bytes."""
 
 
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Features of videos, with the fingerprint of the backbone that made them.
+
+    Features of teacher and student often have one shape, so only ``encoder`` tells them apart; ""
+    where it is not known. Indexing gives plain arrays.
+    """
+
+    array: np.ndarray  # (N,T,P,F), often a memory map
+    encoder: str = ""  # Backbone.fingerprint
+
+    @classmethod
+    def of(cls, features: "Features | np.ndarray | Tensor") -> Self:
+        """An array as features of an unknown encoder; features as they are."""
+        if isinstance(features, cls):
+            return features
+        return cls(np.asarray(features))  # a plain array: indexing a memmap costs more
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, index: object) -> np.ndarray:
+        return self.array[index]  # type: ignore[call-overload]
+
+    def check_made_by(self, backbone: Backbone | None, name: str = "features") -> None:
+        """Refuse, with a ValueError, features that another backbone than this one made."""
+        if self.encoder and backbone is not None and self.encoder != backbone.fingerprint():
+            raise ValueError(
+                f"{name} were made by another backbone than the model's own, "
+                f"{backbone.spec.name} at {backbone.image_size} px: encode the videos with it"
+            )
+
+
 def cached_features(
     clips: Sequence[HasVideo],
-    backbone: "Backbone",
+    backbone: Backbone,
     *,
     name: str,
     batch_size: int = 48,
-    progress: bool = False,
-) -> np.memmap:
-    """Features of every clip, from disk if they were computed before: (N,T,P,F) float16.
+    progress: bool | None = False,
+) -> Features:
+    """Features of every clip, from disk if they were computed before: float16.
 
     The file lies under ``paths.cache_dir()/"features"``; its name is a digest of ``name``, the
     ids of the clips, the frames of the first one, and everything about the backbone that
@@ -47,7 +79,7 @@ def cached_features(
         backbone: runs where its weights are.
         name: the data set with its version and split; clips of another name never match.
         batch_size: frames encoded at a time, from several clips.
-        progress: shows a bar.
+        progress: shows a bar; None: if the output is a terminal.
 
     Raises:
         ValueError: no clips, clips of unequal length or size, frames that are not uint8
@@ -61,10 +93,10 @@ def cached_features(
     if not path.is_file():
         with paths.atomic(path) as temporary:
             _write(temporary, clips, backbone, batch_size, progress)
-    return np.load(path, mmap_mode="r")
+    return Features(np.load(path, mmap_mode="r"), backbone.fingerprint())
 
 
-def _key(clips: Sequence[HasVideo], backbone: "Backbone", name: str) -> str:
+def _key(clips: Sequence[HasVideo], backbone: Backbone, name: str) -> str:
     ids = getattr(clips, "ids", None) or [clip.id for clip in clips]
     first = clips[0].video
     what = {
@@ -81,7 +113,11 @@ def _key(clips: Sequence[HasVideo], backbone: "Backbone", name: str) -> str:
 
 
 def _write(
-    path: Path, clips: Sequence[HasVideo], backbone: "Backbone", batch_size: int, progress: bool
+    path: Path,
+    clips: Sequence[HasVideo],
+    backbone: Backbone,
+    batch_size: int,
+    progress: bool | None,
 ) -> None:
     first = clips[0].video
     n_frames = len(first)
@@ -92,7 +128,7 @@ def _write(
     flat = out.reshape(-1, n_patches, width)
     done = 0
     frames = _frames(clips, first.shape)
-    with tqdm(total=len(flat), unit="frame", disable=not progress) as bar:
+    with tqdm(total=len(flat), unit="frame", disable=hidden(progress)) as bar:
         while batch := list(islice(frames, batch_size)):
             features = encode_frames(np.stack(batch), backbone)
             if not torch.isfinite(features).all():
@@ -107,11 +143,11 @@ def _write(
 
 
 @torch.inference_mode()
-def encode_frames(frames: np.ndarray, backbone: "Backbone") -> Tensor:
+def encode_frames(frames: np.ndarray, backbone: Backbone) -> Tensor:
     """Features (N,P,F) in float16 on the CPU of uint8 frames (N,H,W,3)."""
     device = next(backbone.buffers()).device
     video = rearrange(torch.from_numpy(frames).to(device), "n h w c -> 1 n c h w")
-    return backbone(video.float() / 255)[0].half().cpu()
+    return backbone.encode(unit_floats(video))[0].half().cpu()
 
 
 def _frames(clips: Sequence[HasVideo], shape: tuple[int, ...]) -> Iterator[np.ndarray]:

@@ -38,7 +38,7 @@ def open(
     *,
     n_videos: int | None = None,
     root: str | PathLike[str] | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Sequence[Clip]:
     """The clips of one split of the data set called ``name``, read lazily.
 
@@ -50,7 +50,7 @@ def open(
         split: One of ``splits_of(name)``.
         n_videos: The first so many videos; None gives the split's default size.
         root: Folder that holds the data sets; None gives ``slotmatch.paths.data_dir()``.
-        progress: Show a progress bar even when the output is not a terminal.
+        progress: Show a progress bar; None: if the output is a terminal.
 
     Raises:
         ValueError: a name, split or number of videos that does not exist.

@@ -12,6 +12,7 @@ from types import MappingProxyType
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -47,6 +48,11 @@ def clip_starts(n_frames: int, length: int, *, aligned: bool) -> range:
             f"n_frames must be 0 or more and length 1 or more, got {n_frames} and {length}"
         )
     return range(0, n_frames - length + 1, length if aligned else 1)
+
+
+def unit_floats(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Frames of any shape as floats in [0, 1]: bytes are divided by 255, floats are in it."""
+    return frames.to(dtype) if frames.is_floating_point() else frames.to(dtype) / 255
 
 
 def centre_offset(size: int, side: int) -> int:
@@ -89,7 +95,8 @@ class Preprocessing:
         Raises:
             ValueError: not uint8 (T,H,W,3) with one frame or more.
         """
-        frames = _floats(self._shrunk(_checked(video)))
+        frames = torch.from_numpy(np.ascontiguousarray(self._shrunk(_checked(video))))
+        frames = unit_floats(rearrange(frames, "t h w c -> t c h w"))
         if self.size is not None and self.square == "crop":
             frames = self._to(frames, _short_side_to(self.size, *frames.shape[-2:]))
             top, left = (int(rng.integers(side - self.size + 1)) for side in frames.shape[-2:])
@@ -99,19 +106,6 @@ class Preprocessing:
         if rng.random() < self.flip_probability:
             frames = frames.flip(-1)
         return frames.contiguous()
-
-    def evaluation(self, clip: Clip) -> Clip:
-        """A clip as it is scored: video float32 (T,S,S,3) in [0, 1] and labels int32 (T,S,S).
-
-        This is ``crop`` and then ``resize`` of the frames. Without ``size`` the video stays uint8.
-
-        Raises:
-            ValueError: a video that is not uint8 (T,H,W,3), or labels of another size.
-        """
-        clip = self.crop(clip)
-        if self.size is None:
-            return clip
-        return replace(clip, video=self.resize(_floats(clip.video)).permute(0, 2, 3, 1).numpy())
 
     def crop(self, clip: Clip) -> Clip:
         """A clip with its labels as they are scored and its frames cut, but not yet resized.
@@ -177,11 +171,6 @@ def _checked(video: NDArray) -> NDArray[np.uint8]:
             f"a video must be uint8 (T,H,W,3) with a frame or more, got {video.dtype} {video.shape}"
         )
     return video
-
-
-def _floats(video: NDArray[np.uint8]) -> Tensor:
-    """Floats (T,3,H,W) in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(video)).permute(0, 3, 1, 2).float() / 255
 
 
 def _short_side_to(side: int, height: int, width: int) -> tuple[int, int]:

@@ -16,8 +16,10 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from slotmatch.backbones import Features
 from slotmatch.data import Clip
 from slotmatch.evaluation.scoring import columns, score_labels, score_masks
+from slotmatch.progress import hidden
 
 __all__ = ["block_grid", "chain", "kmeans_per_frame", "kmeans_per_video"]
 
@@ -40,7 +42,7 @@ def block_grid(clips: Iterable[Clip], rows: int, cols: int) -> Scores:
 
 def kmeans_per_frame(
     clips: Sequence[Clip],
-    features: np.ndarray,
+    features: Features | np.ndarray,
     n_clusters: int | Literal["true"],
     *,
     seed: int = 0,
@@ -74,7 +76,7 @@ def kmeans_per_frame(
 
 def kmeans_per_video(
     clips: Sequence[Clip],
-    features: np.ndarray,
+    features: Features | np.ndarray,
     n_clusters: int | Literal["true"],
     *,
     seed: int = 0,
@@ -113,7 +115,7 @@ def chain(centres: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 def _clustered(
     clips: Sequence[Clip],
-    features: np.ndarray,
+    features: Features | np.ndarray,
     n_clusters: int | str,
     cluster: Callable[[Clip, np.ndarray], np.ndarray],
     progress: bool | None,
@@ -123,9 +125,11 @@ def _clustered(
         raise ValueError(f'n_clusters must be 1 or more, or "true", got {n_clusters!r}')
     if len(features) != len(clips):
         raise ValueError(f"got features of {len(features)} videos for {len(clips)} clips")
-    hidden = None if progress is None else not progress
     pairs = tqdm(
-        zip(clips, features, strict=True), desc="k-means", total=len(clips), disable=hidden
+        zip(clips, Features.of(features).array, strict=True),
+        desc="k-means",
+        total=len(clips),
+        disable=hidden(progress),
     )
     # Fits are so small that handing them to threads costs more than it gains.
     with threadpool_limits(1):

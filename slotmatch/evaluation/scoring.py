@@ -13,10 +13,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from slotmatch import metrics
+from slotmatch.backbones import Features
 from slotmatch.data import Clip
-from slotmatch.data.preprocessing import Preprocessing
+from slotmatch.data.preprocessing import Preprocessing, unit_floats
 from slotmatch.evaluation.protocols import ORIGINAL, Protocol, samples
 from slotmatch.model import VideoSlotModel
+from slotmatch.progress import hidden
 from slotmatch.settings import Masks, check_choice
 
 __all__ = [
@@ -31,15 +33,13 @@ __all__ = [
 ]
 
 VALIDATED = ("video_fg_ari", "image_fg_ari", "video_mbo")
-BLOCK = 32
-"""Frames that pass the model at a time: a long video at full size would not fit in memory."""
 
 
 def evaluate(
     model: VideoSlotModel,
     clips: Sequence[Clip],
     *,
-    features: np.ndarray | None = None,
+    features: Features | np.ndarray | None = None,
     batch_size: int = 4,
     masks: Masks | None = None,
     protocol: Protocol = ORIGINAL,
@@ -66,8 +66,9 @@ def evaluate(
         ``score_labels`` and ``mask_entropy``.
 
     Raises:
-        ValueError: no clips, another number of features than clips, an unknown kind of masks, a
-            model without backbone and no features, or features with a protocol of windows.
+        ValueError: no clips, another number of features than clips or those of another backbone, an
+            unknown kind of masks, a model without backbone and no features, or features with a
+            protocol of windows.
     """
     return evaluate_samples(
         model,
@@ -84,7 +85,7 @@ def evaluate_samples(
     model: VideoSlotModel,
     clips: Sequence[Clip],
     *,
-    features: np.ndarray | None = None,
+    features: Features | np.ndarray | None = None,
     batch_size: int = 4,
     masks: Masks | None = None,
     protocol: Protocol = ORIGINAL,
@@ -97,6 +98,8 @@ def evaluate_samples(
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
     if features is not None and len(features) != len(clips):
         raise ValueError(f"got features of {len(features)} videos for {len(clips)} clips")
+    if features is not None:
+        Features.of(features).check_made_by(model.backbone)
     if features is not None and protocol.window is not None:
         raise ValueError(
             f"protocol {protocol.name!r} cuts videos into windows of {protocol.window} frames, "
@@ -108,8 +111,7 @@ def evaluate_samples(
     was_training = model.training
     model.eval()
     total = min(len(clips), protocol.n_videos or len(clips)) if protocol.window is None else None
-    hidden = None if progress is None else not progress
-    bar = tqdm(total=total, desc="evaluating", unit="video", disable=hidden)
+    bar = tqdm(total=total, desc="evaluating", unit="video", disable=hidden(progress))
     ids: list[str] = []
     scores: list[dict[str, float]] = []
     with bar:
@@ -126,7 +128,7 @@ def evaluate_samples(
 
 def score_on(
     clips: Iterable[Clip],
-    features: np.ndarray | None = None,
+    features: Features | np.ndarray | None = None,
     *,
     batch_size: int = 4,
     masks: Masks | None = None,
@@ -243,36 +245,30 @@ def joined(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return metrics.dataset_metrics([dict(zip(scores, row, strict=True)) for row in rows])
 
 
-@torch.inference_mode()
 def _soft_masks(
     model: VideoSlotModel,
     clips: Sequence[Clip],
     features: np.ndarray | None,
-    masks: str,
+    masks: Masks,
     preprocessing: Preprocessing,
     *,
     seed: int,
 ) -> Tensor:
     """Masks (B,T,K,P) of clips of one size."""
     device = model.decoder.positions.device
-    decode = masks == "decoder"
-    generator = torch.Generator().manual_seed(seed)
-    state, found = None, []
-    for start in range(0, len(clips[0].video), BLOCK):
-        block = slice(start, start + BLOCK)
-        if features is None:
-            frames = torch.from_numpy(np.stack([clip.video[block] for clip in clips])).to(device)
-            video = rearrange(frames, "b t h w c -> (b t) c h w").float() / 255
-            video = rearrange(preprocessing.resize(video), "(b t) c h w -> b t c h w", b=len(clips))
-            seen = model.encode(video)
-        else:
-            seen = torch.from_numpy(np.array(features[:, block])).to(device)
-        output = model.forward_features(
-            seen, reconstruct=False, decode=decode, state=state, generator=generator
-        )
-        state = output.state
-        found.append(output.segmentation.float().cpu())
-    return torch.cat(found, dim=1)
+
+    def frames() -> Iterator[Tensor]:
+        for t in range(len(clips[0].video)):
+            if features is not None:
+                yield torch.from_numpy(np.array(features[:, t]))
+            else:
+                pixels = torch.from_numpy(np.stack([clip.video[t] for clip in clips])).to(device)
+                yield preprocessing.resize(unit_floats(rearrange(pixels, "b h w c -> b c h w")))
+
+    outputs = model.stream(
+        frames(), decode=masks == "decoder", generator=torch.Generator().manual_seed(seed)
+    )
+    return torch.cat([output.segmentation.float().cpu() for output in outputs], dim=1)
 
 
 def _batches(clips: Iterable[Clip], size: int) -> Iterator[list[Clip]]:

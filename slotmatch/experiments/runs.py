@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from slotmatch import data, evaluation, experiments
+from slotmatch import data
 from slotmatch.data.decoded import DecodedClips
-from slotmatch.evaluation import protocols
-from slotmatch.experiments.select import Experiment
-from slotmatch.model import ModelConfig, VideoSlotModel, start_from
-from slotmatch.model.files import save
+from slotmatch.evaluation import evaluate_samples, protocol_for, score_on
+from slotmatch.experiments.select import Experiment, read_features, training_clips
+from slotmatch.experiments.teachers import load_teacher, read_teacher, teacher_path
+from slotmatch.model import ModelConfig, VideoSlotModel, save, start_from
 from slotmatch.profiling import count_parameters
 from slotmatch.reporting import results
 from slotmatch.settings import Role, check_choice
@@ -79,29 +79,25 @@ def run(
     teacher, guide_clips, origin = None, None, ""
     if role == "student":
         teacher, origin = (
-            experiments.read_teacher(teacher_file, config)
-            if teacher_file
-            else experiments.load_teacher(experiment)
+            read_teacher(teacher_file, config) if teacher_file else load_teacher(experiment)
         )
         tell(f"teacher: {origin}")
+    model = VideoSlotModel(config, seed=settings.seed)
+    if teacher is not None:
+        start_from(model, teacher, parts=experiment.inherited)
     with state.local_main_process_first():  # the others find what it made
         few = experiment.open("validation")
-        clips = experiments.training_clips(experiment, config)
-        features = experiments.read_features(experiment, "validation", config)
+        clips = training_clips(experiment, model)
+        features = read_features(experiment, "validation", model)
         if teacher is not None and not experiment.from_frames:
-            guide_clips = experiments.training_clips(experiment, teacher.config)
+            guide_clips = training_clips(experiment, teacher)
     if decoded and isinstance(clips, Frames):
         clips = replace(clips, clips=DecodedClips(clips.clips, experiment.dataset))
     tell(f"{role} on {len(clips)} videos of {experiment.dataset}, preset {experiment.name}")
     if state.is_main_process:  # it times this machine
         say(str(foresee(role, experiment)))
     published = experiment.from_frames and not experiment.embedded
-    protocol = protocols.protocol_for(
-        "slotcontrast_all" if published else "original", experiment.dataset
-    )
-    model = VideoSlotModel(config, seed=settings.seed)
-    if teacher is not None:
-        start_from(model, teacher, parts=experiment.inherited)
+    protocol = protocol_for("slotcontrast_all" if published else "original", experiment.dataset)
     train(
         model,
         clips,
@@ -109,17 +105,15 @@ def run(
         output=output,
         teacher=teacher,
         teacher_clips=guide_clips,
-        validate=evaluation.score_on(few, features, protocol=protocol)
-        if state.is_main_process
-        else None,
+        validate=score_on(few, features, protocol=protocol) if state.is_main_process else None,
         workers=workers,
     )
     path = output / f"{role}.safetensors"
     if state.is_main_process:
         save(model, path)
         if role == "teacher":
-            save(model, experiments.teacher_path(experiment))
-        ids, scores = evaluation.evaluate_samples(model, few, features=features, protocol=protocol)
+            save(model, teacher_path(experiment))
+        ids, scores = evaluate_samples(model, few, features=features, protocol=protocol)
         content = {
             "config": {"model": config, "training": asdict(settings), "teacher": origin},
             "seeds": [settings.seed],

@@ -20,10 +20,10 @@ from typing import overload
 import numpy as np
 
 from slotmatch import backbones, data
-from slotmatch.backbones import cached_features
+from slotmatch.backbones import Features, cached_features
 from slotmatch.data import Clip
 from slotmatch.data.preprocessing import PREPROCESSING
-from slotmatch.model import INHERITABLE, PRESETS, ModelConfig, Preset
+from slotmatch.model import INHERITABLE, PRESETS, ModelConfig, Preset, VideoSlotModel
 from slotmatch.training import Frames, TrainConfig
 
 HELD_BACK = 100
@@ -67,7 +67,7 @@ class Experiment:
         frames = [config.batch_size * config.clip_length for config in (self.student, self.teacher)]
         return _shortened(self.teacher, math.ceil(self.student.steps * frames[0] / frames[1]))
 
-    def open(self, split: str, *, progress: bool = False) -> Sequence[Clip]:
+    def open(self, split: str, *, progress: bool | None = None) -> Sequence[Clip]:
         """The clips of a split, as many as the experiment takes.
 
         ``"train"``, ``"validation"`` (for choosing) or ``"test"`` (scored). Of a real data set the
@@ -251,36 +251,33 @@ def lighter(experiment: Experiment, decoder_width: int) -> Experiment:
 
 
 def training_clips(
-    experiment: Experiment, config: ModelConfig, *, progress: bool = False
-) -> np.ndarray | Frames:
-    """What a model of ``config`` trains on: cached features, or preprocessed clips at ``paper``.
+    experiment: Experiment, model: VideoSlotModel, *, progress: bool | None = None
+) -> Features | Frames:
+    """What a model trains on: features of its own backbone, or preprocessed clips at ``paper``.
 
     The clips start and are cropped as ``slotmatch.data.preprocessing`` has it for the data set;
     teacher and student see the same ones. Whether one is mirrored is the training's choice.
     """
-    if not experiment.from_frames:
-        return _cached(experiment, "train", config, progress)
+    features = read_features(experiment, "train", model, progress=progress)
+    if features is not None:
+        return features
     preprocessing = replace(PREPROCESSING[experiment.dataset], flip_probability=0.0)
     return Frames(experiment.open("train", progress=progress), preprocessing)
 
 
 def read_features(
-    experiment: Experiment, split: str, config: ModelConfig, *, progress: bool = False
-) -> np.ndarray | None:
-    """Features (N,T,P,F) of a split by the backbone of ``config``, computed once, then cached.
+    experiment: Experiment, split: str, model: VideoSlotModel, *, progress: bool | None = None
+) -> Features | None:
+    """Features of a split by the model's own backbone, computed once, then cached.
 
     None where the experiment works from frames: evaluation then runs the backbone itself.
     """
-    return None if experiment.from_frames else _cached(experiment, split, config, progress)
-
-
-def _cached(experiment: Experiment, split: str, config: ModelConfig, progress: bool) -> np.ndarray:
-    assert config.backbone is not None
-    assert config.image_size is not None
+    if experiment.from_frames:
+        return None
+    assert model.backbone is not None
     clips = experiment.open(split, progress=progress)
-    backbone = backbones.build(config.backbone, image_size=config.image_size)
     name = f"{experiment.dataset}/{split}"
-    return cached_features(clips, backbone, name=name, progress=progress)
+    return cached_features(clips, model.backbone, name=name, progress=progress)
 
 
 def example_clips(clips: Sequence[Clip], scores: Mapping[str, list[float]], n: int) -> list[Clip]:

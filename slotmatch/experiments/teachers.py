@@ -7,17 +7,17 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 
-from slotmatch import evaluation, paths
+from slotmatch import paths
+from slotmatch.backbones import Features
+from slotmatch.evaluation import score_on
 from slotmatch.experiments.select import (
     MINI_TEACHER,
     VIDEO_SETS,
     Experiment,
-    _cached,
     read_features,
     select,
 )
-from slotmatch.model import PRESETS, ModelConfig, VideoSlotModel
-from slotmatch.model.files import load, save
+from slotmatch.model import PRESETS, ModelConfig, VideoSlotModel, load, save
 from slotmatch.training import train
 
 RELEASED: Mapping[str, str] = MappingProxyType(
@@ -109,18 +109,16 @@ def train_mini_teacher(output: Path, *, progress: bool | None = None) -> pd.Data
     Resumes from ``output``. The weights go to ``output/mini-teacher.safetensors``.
     """
     parts = [select("mini", dataset) for dataset in MINI_TEACHER_DATA]
-    config = parts[0].models.teacher
-    features = [_cached(part, "train", config, progress=True) for part in parts]
+    teacher = VideoSlotModel(parts[0].models.teacher, seed=MINI_TEACHER.seed)
+    features = [read_features(part, "train", teacher, progress=True) for part in parts]
     scorers = {
-        part.dataset: evaluation.score_on(
-            part.open("validation"), read_features(part, "validation", config)
-        )
+        part.dataset: score_on(part.open("validation"), read_features(part, "validation", teacher))
         for part in parts
     }
-    teacher = VideoSlotModel(config, seed=MINI_TEACHER.seed)
+    together = np.concatenate([own.array for own in features if own is not None])
     log = train(
         teacher,
-        np.concatenate(features),
+        Features(together, teacher.backbone.fingerprint() if teacher.backbone else ""),
         MINI_TEACHER,
         output=output,
         validate=lambda model: _joined({name: score(model) for name, score in scorers.items()}),

@@ -1,4 +1,4 @@
-"""Teacher and student: one recurrent slot model over frozen features, and its file format.
+"""Teacher and student: one recurrent slot model over frozen features, and its start from another.
 
 A frame's transformed features correct the slots that the previous frame predicted; a decoder turns
 corrected slots into features and masks:
@@ -8,8 +8,9 @@ corrected slots into features and masks:
 Shapes: B clips, T frames, K slots, D slot width, P patches, F feature width.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from types import MappingProxyType
 
 import torch
@@ -17,7 +18,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from slotmatch import backbones
+from slotmatch.backbones import resize_frames
 from slotmatch.data.files import some
+from slotmatch.data.preprocessing import unit_floats
 from slotmatch.model.modules import (
     LearnedSlots,
     MLPDecoder,
@@ -27,6 +30,9 @@ from slotmatch.model.modules import (
     feature_transform,
 )
 from slotmatch.model.presets import ModelConfig
+
+CHUNK = 24
+"""Frames that pass a model at a time: MOVi's videos as a whole."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class SlotOutput:
 class VideoSlotModel(nn.Module):
     """Recurrent slots of a video, their masks and the features they explain.
 
-    The algorithm is `_track` followed by `decode`.
+    The algorithm is `track` followed by `decode`.
 
     Teacher and student are this one class with different configs. The backbone is frozen and stays
     in evaluation mode; its features are also the reconstruction's target. The remaining weights are
@@ -153,12 +159,56 @@ class VideoSlotModel(nn.Module):
                 sampled slots without a generator.
         """
         self._check(features, state)
-        features = features.to(self.decoder.positions.dtype)  # cached features are half precision
-        slots, attention, state = self._track(features, state, generator)
+        if state is None:
+            state = SlotState(self.initial_slots(features.shape[0], generator), 0)
+        slots, attention, state = self.track(features, state)
         masks = reconstruction = None
         if decode:
             masks, reconstruction = self.decode(slots, patches=patches, reconstruct=reconstruct)
         return SlotOutput(slots, attention, masks, reconstruction, state)
+
+    @torch.inference_mode()
+    def stream(
+        self,
+        frames: Iterable[Tensor],
+        *,
+        chunk: int = CHUNK,
+        decode: bool = True,
+        reconstruct: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[SlotOutput]:
+        """Outputs of videos of any length, ``chunk`` frames at a time, in constant memory.
+
+        Together they are what the whole videos give at once. A frame is one of each of B videos:
+        (B,3,H,W), uint8 or floats in [0, 1], which is squeezed into the backbone's square, or
+        features (B,P,F). The model runs where its weights are. No gradient is kept.
+
+        Raises:
+            ValueError: frames without a backbone, and what ``forward_features`` refuses.
+        """
+        frames, state = iter(frames), None
+        while block := [self._square(frame) for frame in islice(frames, chunk)]:
+            run = self.forward if block[0].ndim == 4 else self.forward_features
+            output = run(
+                torch.stack(block, dim=1),
+                reconstruct=reconstruct,
+                decode=decode,
+                state=state,
+                generator=generator,
+            )
+            state = output.state
+            yield output
+
+    def _square(self, frame: Tensor) -> Tensor:
+        """A frame where the weights are and, unless it is features already, as the backbone has it.
+
+        Frames are squeezed one by one: a whole chunk in floats at full size could be gigabytes.
+        """
+        like = self.decoder.positions
+        frame = frame.to(like.device)
+        if frame.ndim == 3 or self.backbone is None:
+            return frame
+        return resize_frames(unit_floats(frame, like.dtype), self.backbone.image_size)
 
     def decode(
         self, slots: Tensor, *, patches: Tensor | None = None, reconstruct: bool = True
@@ -176,13 +226,14 @@ class VideoSlotModel(nn.Module):
             reconstruction = rearrange(reconstruction, "(b t) p f -> b t p f", b=batch)
         return masks, reconstruction
 
-    def _track(
-        self, features: Tensor, state: SlotState | None, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor, SlotState]:
-        """The recurrence: only this is sequential, all else runs on all frames at once."""
+    def track(self, features: Tensor, state: SlotState) -> tuple[Tensor, Tensor, SlotState]:
+        """Slots (B,T,K,D), attention (B,T,K,P) and the state after features (B,T,P,F).
+
+        The recurrence: only this is sequential, all else runs on all frames at once. Values are
+        not looked at, for which a GPU would have to wait; ``forward_features`` does that.
+        """
+        features = features.to(self.decoder.positions.dtype)  # cached features are half precision
         keys, values = self.slot_attention.project(self.transform(features))
-        if state is None:
-            state = SlotState(self.initial_slots(features.shape[0], generator), 0)
         predicted, frame = state.predicted, state.frame
         slots, attention = [], []
         for t in range(features.shape[1]):

@@ -6,7 +6,7 @@ number.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from slotmatch.model import ModelConfig
 from slotmatch.profiling import count_flops, count_parameters, now, without_memory
-from slotmatch.training.objective import Objective
-from slotmatch.training.recipe import TrainConfig, term_weights
+from slotmatch.training.loading import Batch
+from slotmatch.training.recipe import TrainConfig
+from slotmatch.training.step import Student, slotmatch_step
 
 __all__ = [
     "Estimate",
@@ -73,14 +74,14 @@ class Estimate:
         config, at_once = self.config, self.config.batch_size // self.n_processes
         teacher = f"; teacher {self.teacher_parameters:,}" if self.teacher_parameters else ""
         cached = f", {self.data / GB:.1f} GB of cached features" if self.data else ""
-        parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
+        parts = f" in {config.accumulate} micro-batches" if config.accumulate > 1 else ""
         lines = {
             "parameters": f"{self.parameters:,}, of which {self.trained:,} train{teacher}",
             "step": f"{config.batch_size} clips of {config.clip_length} frames, {at_once} a "
             f"process{parts}: {self.flops / 1e12:.3g} TFLOP",
             "memory": f"about {self.memory / GB:.1f} GB a process (estimate): weights and their "
             f"gradients {self.weights / GB:.1f}, activations {self.activations / GB:.1f}, "
-            f"a backbone at work {self.encoding / GB:.1f}; more parts take less",
+            f"a backbone at work {self.encoding / GB:.1f}; more micro-batches take less",
             "disk": f"about {self.checkpoint / GB:.2f} GB of checkpoint and weights{cached} "
             "(estimate)",
             "time": f"about {self.hours:.3g} hours for {config.steps:,} steps (estimate: "
@@ -118,7 +119,7 @@ def estimate(
     teachers = sum(_parameters(guide)[0] for guide in guides)
     width = BYTES if config.mixed_precision == "no" else BYTES // 2
     per_frame = model.n_patches * model.feature_dim
-    # Features of every part are kept, so that the backbone runs once.
+    # Features of every micro-batch are kept, so that the backbone runs once.
     kept = frames // n_processes * per_frame * width
     activations = activation_bytes(model, config, clips_at_once) * width / BYTES
     widths = [one.n_patches * one.feature_dim for one in (model, *guides)]
@@ -143,31 +144,26 @@ def activation_bytes(model: ModelConfig, config: TrainConfig, n_clips: int) -> i
 
     Counted are the distinct tensors that autograd keeps, weights and the features left out.
     """
+    config = replace(config, batch_size=n_clips, accumulate=1, mixed_precision="no")
+    # Pairing slots anew needs their values; in memory it costs nothing.
+    config = replace(config, correspondence="index")
     built = without_memory(without_backbone(model))
-    objective = Objective(built, replace(config, batch_size=n_clips, accumulate=1)).to("meta")
+    student = Student(built, config).to("meta")
     shape = (n_clips, config.clip_length, model.n_patches, model.feature_dim)
     features = torch.empty(shape, device="meta")
     n_decoded = max(1, round(config.patch_fraction * model.n_patches))
     patches = torch.arange(n_decoded, device="meta") if n_decoded < model.n_patches else None
-    # Pairing slots anew needs their values; in memory it costs nothing.
-    objective.config = replace(objective.config, correspondence="index")
-    wanted = torch.empty(*shape[:2], model.n_slots, model.slot_dim, device="meta")
+    batch = Batch(0, features, features, patches, config.seed, first=0, size=n_clips)
+    teacher = built if config.match_weight else None  # its slots have the same shape
     return stored_bytes(
-        objective,
+        student,
         features,
-        patches,
-        config.seed,
-        slice(0, n_clips),
-        wanted if config.match_weight else None,
-        term_weights(config, 0),
+        lambda: slotmatch_step(student, teacher, batch, config, backward=lambda loss: None),
     )
 
 
-def stored_bytes(module: nn.Module, features: Tensor, *arguments: object) -> int:
-    """Bytes of the distinct tensors that autograd keeps of a call, weights and features left out.
-
-    The first result of the call must be the loss.
-    """
+def stored_bytes(module: nn.Module, features: Tensor, run: Callable[[], object]) -> int:
+    """Bytes of the distinct tensors that autograd keeps of a run, weights and features left out."""
     known = {weight.untyped_storage()._cdata for weight in module.parameters()}
     known.add(features.untyped_storage()._cdata)
     stored: dict[int, Tensor] = {}  # holds them, or a freed one's address would come again
@@ -177,7 +173,7 @@ def stored_bytes(module: nn.Module, features: Tensor, *arguments: object) -> int
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        module(features, *arguments)
+        run()
     return sum(
         tensor.untyped_storage().nbytes() for key, tensor in stored.items() if key not in known
     )

@@ -1,36 +1,40 @@
-"""What a training step reads: which clips are a function of seed and step, cut ahead by threads.
+"""What a training step reads: which clips is a function of seed and step, cut ahead by workers.
 
-Shapes: N videos; B clips, T frames, P patches, F feature width, S side of a frame in pixels.
+Shapes: N videos; B clips, T frames, P patches, F feature width.
 """
 
 import hashlib
 import os
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import partial
-from types import TracebackType
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
+from slotmatch.backbones import Features
 from slotmatch.data import HasVideo
-from slotmatch.data.preprocessing import Preprocessing, clip_starts
-from slotmatch.model import VideoSlotModel
+from slotmatch.data.preprocessing import Preprocessing, clip_starts, unit_floats
+from slotmatch.model import SlotState, VideoSlotModel
 from slotmatch.training.recipe import TrainConfig
 
-__all__ = ["Chance", "Features", "Frames", "Loader", "Videos", "draw", "source"]
+__all__ = [
+    "Batch",
+    "Chance",
+    "FeatureClips",
+    "Frames",
+    "Source",
+    "Videos",
+    "batches",
+    "draw",
+    "source",
+]
 
 AHEAD = 2
-"""Batches that are read before they are asked for: all that waits in memory."""
+"""Batches that each worker reads before they are asked for."""
 MOST_WORKERS = 8
-"""Threads beyond which Python itself is in the way of decoding images."""
-
-Part = np.ndarray | Tensor
 
 
 @dataclass(frozen=True)
@@ -60,52 +64,114 @@ def draw(config: TrainConfig, step: int, n_videos: int, n_patches: int) -> Chanc
     return Chance(videos, places, flipped, seed, patches, rng.integers(2**62, size=size))
 
 
+@dataclass(frozen=True)
+class Batch:
+    """The clips of one process in one step, and what chance decided for them.
+
+    ``clips`` and ``teacher_clips``, the same frames as each model reads them, are features
+    (B,T,P,F) or frames (B,T,3,H,W).
+    """
+
+    step: int
+    clips: Tensor
+    teacher_clips: Tensor
+    patches: Tensor | None  # indices of the decoded ones; None: all
+    seed: int  # of initial slots that are sampled
+    first: int  # place of these clips in the batch of all processes
+    size: int  # clips of that batch
+
+    def initial_state(self, model: VideoSlotModel) -> SlotState:
+        """What the clips start from. Slots are drawn for the batch of all processes, so that a
+        clip has the same ones however the batch is cut."""
+        generator = torch.Generator().manual_seed(self.seed)
+        place = slice(self.first, self.first + len(self.clips))
+        return SlotState(model.initial_slots(self.size, generator)[place], 0)
+
+    def micro_batches(self, n: int) -> list[Self]:
+        """Parts of equal size, in order."""
+        size = len(self.clips) // n
+        pairs = zip(self.clips.split(size), self.teacher_clips.split(size), strict=True)
+        return [
+            replace(self, clips=own, teacher_clips=others, first=self.first + i * size)
+            for i, (own, others) in enumerate(pairs)
+        ]
+
+    def to(self, device: torch.device) -> Self:
+        """The batch on a device, frames as floats in [0, 1]."""
+        moved = self._moved(lambda tensor: tensor.to(device, non_blocking=True))
+        return moved._with_clips(_floats)
+
+    def pin_memory(self) -> Self:
+        """The batch where a GPU can fetch it while the CPU goes on."""
+        return self._moved(Tensor.pin_memory)
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> Self:
+        patches = None if self.patches is None else move(self.patches)
+        return replace(self._with_clips(move), patches=patches)
+
+    def _with_clips(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """Both models' clips changed, once where both read the same."""
+        clips = change(self.clips)
+        same = self.teacher_clips is self.clips
+        return replace(
+            self, clips=clips, teacher_clips=clips if same else change(self.teacher_clips)
+        )
+
+
+def _floats(clips: Tensor) -> Tensor:
+    return unit_floats(clips) if clips.ndim == 5 else clips.float()
+
+
 @dataclass(frozen=True, eq=False)
-class Features:
+class FeatureClips:
     """Videos as features (N,T,P,F), usually on disk."""
 
-    array: np.ndarray
+    features: Features
 
     def __len__(self) -> int:
-        return len(self.array)
+        return len(self.features)
 
     @property
     def n_frames(self) -> int:
         """Frames of each video."""
-        return self.array.shape[1]
+        return self.features.array.shape[1]
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells these videos from others."""
-        return {"shape": list(self.array.shape), "first": _digest(self.array[0])}
+        """What tells these features from any others."""
+        array = self.features.array
+        return {
+            "shape": list(array.shape),
+            "sha256": _digest(array),
+            "encoder": self.features.encoder,
+        }
 
     def check(self, name: str, model: VideoSlotModel, config: TrainConfig) -> None:
         """Refuse, with a ValueError, features that the model cannot be trained on."""
         expected = (model.config.n_patches, model.config.feature_dim)
-        if self.array.ndim != 4 or self.array.shape[2:] != expected or not len(self.array):
+        shape = self.features.array.shape
+        if len(shape) != 4 or shape[2:] != expected or not shape[0]:
             raise ValueError(
                 f"{name} must be features (N,T,{expected[0]},{expected[1]}) for this model, "
-                f"got {self.array.shape}"
+                f"got {shape}"
             )
-        _require_frames(f"{name} {self.array.shape}", self.n_frames, config.clip_length)
+        if self.n_frames < config.clip_length:
+            raise ValueError(
+                f"{name} {shape} has {self.n_frames} frames, fewer than clip_length "
+                f"{config.clip_length}"
+            )
         if config.flip_probability:
             raise ValueError(
                 f"flip_probability {config.flip_probability} needs videos, since cached features "
                 "are of unmirrored frames: set it to 0 or give videos"
             )
+        self.features.check_made_by(model.backbone, name)
 
-    def jobs(self, chance: Chance, share: slice, length: int) -> list[Callable[[], Part]]:
-        """Reads a batch in one go."""
-        return [partial(self._cut, chance, share, length)]
-
-    def join(self, parts: list[Any], chance: Chance, share: slice, device: torch.device) -> Tensor:
-        """What the jobs read, as floats (B,T,P,F)."""
-        return torch.from_numpy(parts[0]).to(device).float()
-
-    def _cut(self, chance: Chance, share: slice, length: int) -> np.ndarray:
+    def cut(self, chance: Chance, share: slice, length: int) -> Tensor:
+        """The clips of a batch, (B,T,P,F) in the precision they are stored in."""
         starts = (chance.places[share] * (self.n_frames - length + 1)).astype(int)
         frames = starts[:, None] + np.arange(length)
-        return self.array[chance.videos[share, None], frames]
+        return torch.from_numpy(self.features.array[chance.videos[share, None], frames])
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,9 +197,14 @@ class Frames:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells these videos from others."""
+        """What tells these videos from others: their names, and the first one's frames."""
         first = self.clips[0]
-        identity = {"videos": len(self), "id": first.id, "first": _digest(first.video)}
+        names = getattr(self.clips, "ids", None) or [clip.id for clip in self.clips]
+        identity = {
+            "videos": len(self),
+            "ids": hashlib.sha256("\n".join(names).encode()).hexdigest(),
+            "first": _digest(first.video),
+        }
         if self.preprocessing is not None:
             identity["preprocessing"] = asdict(self.preprocessing)
         return identity
@@ -153,33 +224,26 @@ class Frames:
             )
         self._long_enough(0, config.clip_length)
 
-    def jobs(self, chance: Chance, share: slice, length: int) -> list[Callable[[], Part]]:
-        """Reads a clip each."""
-        places = range(len(chance.videos))[share]
-        return [partial(self._cut, chance, place, length) for place in places]
-
-    def join(self, parts: list[Any], chance: Chance, share: slice, device: torch.device) -> Tensor:
-        """What the jobs read, as floats (B,T,3,H,W) in [0, 1]."""
-        if len(sizes := {tuple(part.shape) for part in parts}) > 1:
+    def cut(self, chance: Chance, share: slice, length: int) -> Tensor:
+        """The clips of a batch (B,T,3,H,W): uint8, or floats in [0, 1] if preprocessed."""
+        clips = [self._cut(chance, place, length) for place in range(len(chance.videos))[share]]
+        if len(sizes := {tuple(clip.shape) for clip in clips}) > 1:
             raise ValueError(f"videos of one batch must have one size, got {sorted(sizes)}")
-        flipped = torch.from_numpy(chance.flipped[share]).to(device)[:, None, None, None, None]
-        if self.preprocessing is None:
-            frames = torch.from_numpy(np.stack(parts)).to(device)
-            video = rearrange(frames, "b t h w c -> b t c h w")
-            return torch.where(flipped, video.flip(-1), video).float() / 255
-        video = torch.stack(parts).to(device)
-        return torch.where(flipped, video.flip(-1), video)
+        return torch.stack(clips)
 
-    def _cut(self, chance: Chance, place: int, length: int) -> Part:
+    def _cut(self, chance: Chance, place: int, length: int) -> Tensor:
         video = self._long_enough(int(chance.videos[place]), length)
         aligned = self.preprocessing is not None and self.preprocessing.aligned_starts
         starts = clip_starts(len(video), length, aligned=aligned)
         start = starts[int(chance.places[place] * len(starts))]
-        clip = video[start : start + length]
-        if self.preprocessing is None:
-            return clip
         # A copy, since tensors cannot share the memory of a file that is only read.
-        return self.preprocessing.train(np.array(clip), np.random.default_rng(chance.crops[place]))
+        clip = np.array(video[start : start + length])
+        if self.preprocessing is None:
+            frames = torch.from_numpy(clip).permute(0, 3, 1, 2)
+        else:
+            rng = np.random.default_rng(chance.crops[place])
+            frames = self.preprocessing.train(clip, rng)
+        return frames.flip(-1) if chance.flipped[place] else frames
 
     def _long_enough(self, index: int, length: int) -> np.ndarray:
         for offset in range(len(self.clips)):
@@ -191,102 +255,83 @@ class Frames:
         )
 
 
-Videos = np.ndarray | Tensor | Sequence[HasVideo] | Frames
-Source = Features | Frames
+Videos = Features | np.ndarray | Tensor | Sequence[HasVideo] | Frames
+Source = FeatureClips | Frames
 
 
 def source(clips: Videos) -> Source:
     """Features of an array (N,T,P,F), frames of anything else."""
     if isinstance(clips, Frames):
         return clips
-    if isinstance(clips, np.ndarray | Tensor):
-        return Features(np.asarray(clips))  # a plain array: indexing a memmap costs more
+    if isinstance(clips, Features | np.ndarray | Tensor):
+        return FeatureClips(Features.of(clips))
     return Frames(clips)
 
 
-class Loader:
-    """The batches of a run in the order of its steps, from one source or from several in parallel.
-
-    With workers, threads read the next ``AHEAD`` batches while a step computes. Images are decoded
-    and resized outside of Python's lock, so threads do it as well as processes would, and need no
-    copies. What a step gets does not depend on their number.
-
-    Args:
-        sources: of the same videos in the same order.
-        config: batch size, clip length, seed, number of steps.
-        share: this process's clips of the batch of all processes.
-        n_patches: of a frame, for the choice of those that are decoded.
-        device: where batches go.
-        workers: threads; 0 reads when asked. None: none beside a CPU that computes, else up to
-            ``MOST_WORKERS``.
-    """
+class _Steps(Dataset[Batch]):
+    """The batch of every step, a pure function of the seed and the step's number."""
 
     def __init__(
-        self,
-        sources: Sequence[Source],
-        config: TrainConfig,
-        *,
-        share: slice,
-        n_patches: int,
-        device: torch.device,
-        workers: int | None = None,
+        self, sources: Sequence[Source], config: TrainConfig, share: slice, n_patches: int
     ) -> None:
-        if workers is None:
-            workers = 0 if device.type == "cpu" else min(MOST_WORKERS, os.cpu_count() or 1)
-        if workers < 0:
-            raise ValueError(f"workers must be 0 or more, got {workers}")
-        self.sources, self.config, self.share = sources, config, share
-        self.n_patches, self.device = n_patches, device
-        self._pool = ThreadPoolExecutor(workers) if workers else None
-        self._waiting: deque[tuple[int, list[list[Future[Part]]]]] = deque()
+        self.sources, self.config = sources, config
+        self.share, self.n_patches = share, n_patches
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-    def read(self, step: int) -> tuple[Chance, list[Tensor]]:
-        """What chance decides in a step, and the batch of each source."""
-        chance = self._draw(step)
-        parts = self._read_ahead(step) if self._pool else self._read_now(chance)
-        return chance, [
-            one.join(own, chance, self.share, self.device)
-            for one, own in zip(self.sources, parts, strict=True)
-        ]
-
-    def _draw(self, step: int) -> Chance:
-        return draw(self.config, step, len(self.sources[0]), self.n_patches)
-
-    def _jobs(self, chance: Chance) -> list[list[Callable[[], Part]]]:
+    def __getitem__(self, step: int) -> Batch:
+        chance = draw(self.config, step, len(self.sources[0]), self.n_patches)
         length = self.config.clip_length
-        return [one.jobs(chance, self.share, length) for one in self.sources]
-
-    def _read_now(self, chance: Chance) -> list[list[Part]]:
-        return [[job() for job in jobs] for jobs in self._jobs(chance)]
-
-    def _read_ahead(self, step: int) -> list[list[Part]]:
-        assert self._pool is not None
-        while self._waiting and self._waiting[0][0] != step:
-            self._waiting.popleft()
-        first = self._waiting[-1][0] + 1 if self._waiting else step
-        for later in range(first, min(step + AHEAD + 1, self.config.steps)):
-            jobs = self._jobs(self._draw(later))
-            self._waiting.append((later, [[self._pool.submit(job) for job in own] for own in jobs]))
-        _, futures = self._waiting.popleft()
-        return [[future.result() for future in own] for own in futures]
+        cut = [one.cut(chance, self.share, length) for one in self.sources]
+        return Batch(
+            step,
+            clips=cut[0],
+            teacher_clips=cut[-1],
+            patches=chance.patches,
+            seed=chance.seed,
+            first=self.share.start,
+            size=self.config.batch_size,
+        )
 
 
-def _require_frames(name: str, n_frames: int, clip_length: int) -> None:
-    if n_frames < clip_length:
-        raise ValueError(f"{name} has {n_frames} frames, fewer than clip_length {clip_length}")
+def batches(
+    sources: Sequence[Source],
+    config: TrainConfig,
+    *,
+    first: int,
+    share: slice,
+    n_patches: int,
+    device: torch.device,
+    workers: int | None = None,
+) -> DataLoader[Batch]:
+    """The batches of a run from step ``first`` on, on the CPU, in order.
+
+    Args:
+        sources: the student's videos and, if it reads other features, the teacher's of the same.
+        config: batch size, clip length, seed, number of steps.
+        first: the step to begin with, counted from 0.
+        share: this process's clips of the batch of all processes.
+        n_patches: of a frame, for the choice of those that are decoded.
+        device: where batches will go.
+        workers: processes that read ahead; 0 reads when asked. None: none beside a CPU that
+            computes, else as many as there are cores, up to ``MOST_WORKERS``. They do not change
+            what a step gets.
+
+    Raises:
+        ValueError: a number of workers below 0.
+    """
+    if workers is None:
+        workers = 0 if device.type == "cpu" else min(MOST_WORKERS, os.cpu_count() or 1)
+    if workers < 0:
+        raise ValueError(f"workers must be 0 or more, got {workers}")
+    return DataLoader(
+        _Steps(sources, config, share, n_patches),
+        batch_size=None,
+        sampler=range(first, config.steps),
+        num_workers=workers,
+        prefetch_factor=AHEAD if workers else None,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # or it would draw a seed from the global one
+    )
 
 
 def _digest(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
