@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +14,7 @@ import torch
 
 from slotmatch import experiments
 from slotmatch.__main__ import main
+from slotmatch.backbones import Features
 from slotmatch.data import minimovi
 from slotmatch.data.decoded import DecodedClips
 from slotmatch.data.preprocessing import Preprocessing
@@ -22,10 +22,10 @@ from slotmatch.experiments import runs
 from slotmatch.model import PRESETS, ModelConfig, Preset, VideoSlotModel, load
 from slotmatch.reporting.results import read_results
 from slotmatch.training import Frames, TrainConfig, estimates, train
-from slotmatch.training.loading import AHEAD, Features, Loader
-from slotmatch.training.loop import CHECKPOINT, LOG
-from slotmatch.training.objective import Objective
-from slotmatch.training.recipe import term_weights
+from slotmatch.training.checkpoint import CHECKPOINT
+from slotmatch.training.loading import Batch, FeatureClips, batches, draw
+from slotmatch.training.loop import LOG
+from slotmatch.training.step import Student, slotmatch_step
 
 CPU = torch.device("cpu")
 TINY = ModelConfig(
@@ -49,22 +49,9 @@ QUICK = TrainConfig(
 )
 
 
-class Videos(list):
-    """Videos that know who reads them."""
-
-    def __init__(self, *arguments) -> None:
-        super().__init__(*arguments)
-        self.read, self.threads = [], set()
-
-    def __getitem__(self, index):
-        self.read.append(index)
-        self.threads.add(threading.current_thread().name)
-        return super().__getitem__(index)
-
-
-def make_videos(n: int = 5, n_frames: int = 9, side: int = 12) -> Videos:
+def make_videos(n: int = 5, n_frames: int = 9, side: int = 12) -> list[SimpleNamespace]:
     """Frame t of video i has the red value 20 i + t, and a green mark in its left column."""
-    videos = Videos()
+    videos = []
     for i in range(n):
         video = np.zeros((n_frames, side, side, 3), np.uint8)
         video[..., 0] = 20 * i + np.arange(n_frames)[:, None, None]
@@ -73,69 +60,63 @@ def make_videos(n: int = 5, n_frames: int = 9, side: int = 12) -> Videos:
     return videos
 
 
-def make_loader(source, config=QUICK, workers=0, share=slice(0, 4)) -> Loader:
-    return Loader([source], config, share=share, n_patches=9, device=CPU, workers=workers)
+def read(*sources, config=QUICK, workers=0, first=0) -> list[Batch]:
+    """The batches of a run, on a CPU that trains alone."""
+    share = slice(0, config.batch_size)
+    loader = batches(
+        sources, config, first=first, share=share, n_patches=9, device=CPU, workers=workers
+    )
+    return [batch.to(CPU) for batch in loader]
 
 
 # Loading
 
 
 @pytest.mark.parametrize("kind", ["frames", "preprocessed", "features"])
-def test_threads_do_not_change_what_a_step_gets(kind):
+def test_workers_do_not_change_what_a_step_gets(kind):
     source = {
         "frames": Frames(make_videos()),
         "preprocessed": Frames(make_videos(), Preprocessing(8, "crop")),
-        "features": Features(np.random.default_rng(0).standard_normal((5, 9, 9, 6))),
+        "features": FeatureClips(Features(np.random.default_rng(0).standard_normal((5, 9, 9, 6)))),
     }[kind]
     config = replace(QUICK, flip_probability=0.0 if kind == "features" else 0.5)
-    with make_loader(source, config) as alone, make_loader(source, config, workers=3) as many:
-        for step in range(config.steps):
-            (chance, (own,)), (again, (theirs,)) = alone.read(step), many.read(step)
-            assert chance.seed == again.seed
-            assert torch.equal(own, theirs)
-    with make_loader(source, config, workers=2) as resumed:  # as after a kill
-        assert torch.equal(resumed.read(step)[1][0], own)
+    before = torch.random.get_rng_state()
+    alone, many = read(source, config=config), read(source, config=config, workers=2)
+    resumed = read(source, config=config, workers=2, first=4)  # as after a kill
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert [batch.step for batch in many] == [*range(config.steps)]
+    assert [batch.step for batch in resumed] == [4, 5]
+    for own, theirs in zip([*alone, *alone[4:]], [*many, *resumed], strict=True):
+        assert own.seed == theirs.seed
+        assert theirs.teacher_clips is theirs.clips  # moved to a device once
+        assert torch.equal(own.clips, theirs.clips)
 
 
-def test_threads_read_ahead_as_far_as_said_and_no_further():
-    videos = make_videos()
-    config = replace(QUICK, steps=100)
-    with make_loader(Frames(videos), config, workers=2) as loader:
-        loader.read(0)
-    assert len(videos.read) <= (1 + AHEAD) * config.batch_size
-    assert threading.main_thread().name not in videos.threads
-    with make_loader(Frames(videos), replace(QUICK, steps=2), workers=2) as loader:
-        videos.read.clear()
-        loader.read(0), loader.read(1)
-    assert len(videos.read) == 2 * config.batch_size  # nothing beyond the last step
-
-
-def test_video_that_cannot_be_read_stops_the_step_that_needs_it():
+@pytest.mark.parametrize("workers", [0, 2])
+def test_video_that_cannot_be_read_stops_the_step_that_needs_it(workers):
     videos = make_videos()
     videos[0].video = None
-    with make_loader(Frames(videos), workers=2) as loader, pytest.raises(TypeError):
-        [loader.read(step) for step in range(QUICK.steps)]
+    with pytest.raises(TypeError):
+        read(Frames(videos), workers=workers)
     with pytest.raises(ValueError, match="workers must be 0 or more, got -1"):
-        make_loader(Frames(videos), workers=-1)
+        read(Frames(videos), workers=-1)
 
 
 def test_preprocessed_clips_start_at_multiples_and_share_crop_and_mirroring():
     source = Frames(make_videos(n_frames=11), Preprocessing(12, "crop"))
     config = replace(QUICK, clip_length=4, flip_probability=0.5, steps=40)
     starts, mirrored = set(), []
-    with make_loader(source, config) as loader:
-        for step in range(config.steps):
-            chance, (clips,) = loader.read(step)
-            assert clips.shape == (4, 4, 3, 12, 12)
-            red = (clips[:, :, 0, 0, 0] * 255).round().int() - 20 * torch.from_numpy(chance.videos)[
-                :, None
-            ]
-            assert torch.equal(red - red[:, :1], torch.arange(4).expand(4, 4))
-            starts |= set(red[:, 0].tolist())
-            marks = clips[:, :, 1, 0, 0] == 0  # the mark went to the right
-            assert (marks == marks[:, :1]).all()
-            np.testing.assert_array_equal(marks[:, 0], chance.flipped)
-            mirrored += marks[:, 0].tolist()
+    for batch in read(source, config=config):
+        clips, chance = batch.clips, draw(config, batch.step, 5, 9)
+        assert clips.shape == (4, 4, 3, 12, 12)
+        red = (clips[:, :, 0, 0, 0] * 255).round().int()
+        red -= 20 * torch.from_numpy(chance.videos)[:, None]
+        assert torch.equal(red - red[:, :1], torch.arange(4).expand(4, 4))
+        starts |= set(red[:, 0].tolist())
+        marks = clips[:, :, 1, 0, 0] == 0  # the mark went to the right
+        assert (marks == marks[:, :1]).all()
+        np.testing.assert_array_equal(marks[:, 0], chance.flipped)
+        mirrored += marks[:, 0].tolist()
     assert starts == {0, 4}
     assert 0.3 < np.mean(mirrored) < 0.7
 
@@ -146,21 +127,18 @@ def test_crop_is_drawn_anew_for_each_clip_and_the_same_for_two_readers():
         video.video = np.concatenate([video.video, video.video], axis=2)  # 12 x 24
         video.video[..., 2] = 10 * np.arange(24)  # a blue that says which column
     first, second = (Frames(videos, Preprocessing(6, "crop")) for _ in range(2))
-    loader = Loader([first, second], QUICK, share=slice(0, 4), n_patches=9, device=CPU)
     lefts = set()
-    for step in range(QUICK.steps):
-        _, (own, theirs) = loader.read(step)
-        assert torch.equal(own, theirs)
-        lefts |= set(own[:, 0, 2, 0, 0].tolist())
+    for batch in read(first, second):
+        assert torch.equal(batch.clips, batch.teacher_clips)
+        lefts |= set(batch.clips[:, 0, 2, 0, 0].tolist())
     assert len(lefts) > 3
 
 
 def test_video_shorter_than_a_clip_gives_way_to_the_next():
     videos = make_videos(3)
     videos[1].video = videos[1].video[:1]
-    with make_loader(Frames(videos)) as loader:
-        chance, (clips,) = loader.read(0)
-    owners = (clips[:, 0, 0, 0, 0] * 255).round().int() // 20
+    chance, batch = draw(QUICK, 0, 3, 9), read(Frames(videos))[0]
+    owners = (batch.clips[:, 0, 0, 0, 0] * 255).round().int() // 20
     assert 1 in chance.videos
     assert owners.tolist() == [2 if index == 1 else index for index in chance.videos]
     short = Frames(make_videos(2, n_frames=1))
@@ -174,7 +152,7 @@ def test_clips_are_not_mirrored_twice():
         source.check("clips", VideoSlotModel(TINY, pretrained=False), QUICK)
 
 
-def test_training_with_threads_on_frames_is_the_training_without(tmp_path):
+def test_training_with_workers_on_frames_is_the_training_without(tmp_path):
     weights = []
     for workers in (0, 2):
         model = VideoSlotModel(TINY, pretrained=False)
@@ -228,29 +206,19 @@ def test_activations_are_what_autograd_keeps_of_a_real_step(change):
     model = VideoSlotModel(estimates.without_backbone(TINY))
     features = torch.randn(4, 2, *model.config.feature_shape)
     patches = torch.arange(model.config.n_patches // 2) if change else None
+    student, teacher = Student(model, config), VideoSlotModel(model.config, seed=1)
+    batch = Batch(0, features, features, patches, seed=0, first=0, size=4)
     kept = estimates.stored_bytes(
-        Objective(model, config),
-        features,
-        patches,
-        0,
-        slice(0, 4),
-        torch.randn(4, 2, 3, 8),
-        term_weights(config, 0),
+        student, features, lambda: slotmatch_step(student, teacher, batch, config)
     )
     assert estimates.activation_bytes(TINY, config, 4) == pytest.approx(kept, rel=0.1)
 
 
 def test_stored_bytes_of_a_layer_worked_out_by_hand():
-    class Layer(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner, self.outer = torch.nn.Linear(4, 8), torch.nn.Linear(8, 1)
-
-        def forward(self, features):
-            return self.outer(self.inner(features).relu()).sum()
-
+    layer = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+    features = torch.randn(5, 4)
     # The input is left out; relu keeps its result, which is what the next layer keeps as well.
-    assert estimates.stored_bytes(Layer(), torch.randn(5, 4)) == 5 * 8 * 4
+    assert estimates.stored_bytes(layer, features, lambda: layer(features).sum()) == 5 * 8 * 4
 
 
 def test_parts_precision_and_processes_take_their_share_of_memory_and_time():
@@ -273,7 +241,7 @@ def test_parts_precision_and_processes_take_their_share_of_memory_and_time():
     assert cached.data == 9749 * 24 * 576 * 384 * 2
     assert cached.flops < whole.flops
     text = str(parts)
-    assert "in 8 parts" in text
+    assert "in 8 micro-batches" in text
     assert text.count("estimate") == 3
     assert estimates.device_speed() > 1e8
 
@@ -355,7 +323,7 @@ def test_dry_run_says_what_it_takes_and_touches_nothing(tmp_path, capsys, monkey
     assert main([*command, "--dry-run", "--accumulate", "4", "--precision", "bf16"]) == 0
     said = capsys.readouterr().out
     assert "25,631,617, of which 3,575,425 train; teacher 91,533,313" in said
-    assert "64 clips of 4 frames, 64 a process in 4 parts" in said
+    assert "64 clips of 4 frames, 64 a process in 4 micro-batches" in said
     assert "hours for 300,000 steps (estimate" in said
     assert list(tmp_path.iterdir()) == []
 
@@ -390,7 +358,7 @@ def test_student_without_a_teacher_is_told_how_to_get_one(tiny, tmp_path, capsys
 
 
 def test_unknown_role_is_named():
-    with pytest.raises(ValueError, match="no role 'guide': choose from teacher, student"):
+    with pytest.raises(ValueError, match=r"role must be one of .*'student'\), got 'guide'"):
         runs.foresee("guide", experiments.select("smoke", "minimovi_a"))
 
 

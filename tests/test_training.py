@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 
 from slotmatch import training
+from slotmatch.backbones import Features
 from slotmatch.losses import slot_contrast
 from slotmatch.model import INHERITABLE, ModelConfig, VideoSlotModel, start_from
-from slotmatch.training import TrainConfig, loading, train
-from slotmatch.training.loop import CHECKPOINT
+from slotmatch.training import TrainConfig, loading, loop, recipe, train
+from slotmatch.training.checkpoint import CHECKPOINT
 from slotmatch.training.recipe import learning_rate_factor
 
 MODEL = ModelConfig(
@@ -55,14 +56,14 @@ def make_features(seed: int = 0, width: int = 6) -> np.ndarray:
 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    update = training._Trainer.update
+    update = loop._Run.update
 
-    def dying(self, now):
-        if now == step:
+    def dying(self, batch):
+        if batch.step == step:
             raise KeyboardInterrupt
-        return update(self, now)
+        return update(self, batch)
 
-    monkeypatch.setattr(training._Trainer, "update", dying)
+    monkeypatch.setattr(loop._Run, "update", dying)
 
 
 def assert_same_run(first: VideoSlotModel, second: VideoSlotModel, *logs: pd.DataFrame) -> None:
@@ -116,10 +117,10 @@ def test_config_names_what_is_wrong(change, message):
 
 def test_attention_weight_fades_to_nothing_at_its_share_of_the_steps():
     config = replace(QUICK, steps=100, attention_weight=0.8, attention_until=0.5)
-    fading = [training.term_weights(config, step)["attention"] for step in (0, 25, 50, 99)]
+    fading = [recipe.term_weights(config, step)["attention"] for step in (0, 25, 50, 99)]
     assert fading == pytest.approx([0.8, 0.4, 0, 0])
     constant = replace(config, attention_until=0.0)
-    assert training.term_weights(constant, 99)["attention"] == 0.8
+    assert recipe.term_weights(constant, 99)["attention"] == 0.8
 
 
 def test_loss_is_the_sum_worked_out_by_hand(tmp_path):
@@ -200,7 +201,7 @@ def test_killed_run_goes_on_to_the_same_result(step, tmp_path, monkeypatch):
 
 
 def test_finished_run_only_loads_its_result(tmp_path, monkeypatch):
-    trained, loaded = VideoSlotModel(MODEL), VideoSlotModel(MODEL, seed=3)
+    trained, loaded = VideoSlotModel(MODEL), VideoSlotModel(MODEL)
     log = train(trained, make_features(), QUICK, output=tmp_path)
     kill_at(monkeypatch, 0)
     again = train(loaded, make_features(), QUICK, output=tmp_path)
@@ -225,7 +226,7 @@ def test_validation_leaves_the_training_alone(tmp_path):
 
 def test_log_has_its_columns_and_steps(tmp_path):
     log = train(VideoSlotModel(MODEL), make_features(), QUICK, output=tmp_path)
-    assert list(log.columns) == list(training.LOG_COLUMNS)
+    assert list(log.columns) == list(loop.LOG_COLUMNS)
     assert list(log["step"]) == [1, 2, 4, 6, 8, 10, 12]
     assert list(log["learning_rate"][:3]) == pytest.approx([0, 1.5e-3, 3e-3 * 0.5**0.1])
     assert log["attention"].notna().sum() == 4  # faded after half the steps
@@ -240,16 +241,17 @@ def test_log_has_its_columns_and_steps(tmp_path):
             r"config.learning_rate is 1.0 here and 0.003",
         ),
         ({"model": replace(MODEL, slot_dim=16)}, r"model.slot_dim is 16 here and 8 there"),
-        ({"clips": make_features(1)}, r"clips.first is"),
+        ({"clips": make_features(1)}, r"clips.sha256 is"),
         ({"clips": make_features()[:4]}, r"clips.shape is \[4, 6, 9, 6\] here and \[5, 6, 9, 6\]"),
+        ({"seed": 1}, r"model.weights is"),
         ({"teacher": VideoSlotModel(MODEL, seed=9)}, r"teacher.weights is"),
     ],
 )
 def test_checkpoint_of_another_run_is_refused(change, message, tmp_path):
-    def run(*, config=QUICK, model=MODEL, clips=None, teacher=None):
+    def run(*, config=QUICK, model=MODEL, seed=0, clips=None, teacher=None):
         clips = make_features() if clips is None else clips
         config = replace(config, match_weight=1.0 if teacher else 0.0)
-        train(VideoSlotModel(model), clips, config, output=tmp_path, teacher=teacher)
+        train(VideoSlotModel(model, seed=seed), clips, config, output=tmp_path, teacher=teacher)
 
     run(teacher=VideoSlotModel(MODEL, seed=8) if "teacher" in change else None)
     before = (tmp_path / CHECKPOINT).read_bytes()
@@ -258,28 +260,13 @@ def test_checkpoint_of_another_run_is_refused(change, message, tmp_path):
     assert (tmp_path / CHECKPOINT).read_bytes() == before
 
 
-def test_checkpoint_from_before_a_setting_existed_goes_on(tmp_path, monkeypatch):
-    whole, resumed = VideoSlotModel(MODEL), VideoSlotModel(MODEL)
-    log = train(whole, make_features(), QUICK, output=tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        kill_at(patch, 6)
-        with pytest.raises(KeyboardInterrupt):
-            train(VideoSlotModel(MODEL), make_features(), QUICK, output=tmp_path)
-    content = torch.load(tmp_path / CHECKPOINT, weights_only=True)
-    run = json.loads(content["run"])
-    del run["config"]["accumulate"], run["config"]["gather_negatives"]
-    torch.save(content | {"run": json.dumps(run)}, tmp_path / CHECKPOINT)
-    again = train(resumed, make_features(), QUICK, output=tmp_path)
-    assert_same_run(whole, resumed, log, again)
-
-
 def test_log_lies_beside_the_checkpoint_and_what_a_kill_left_is_removed(tmp_path):
     left = tmp_path / ".writing-killed" / CHECKPOINT
     left.parent.mkdir()
     left.write_bytes(b"half")
     log = train(VideoSlotModel(MODEL), make_features(), QUICK, output=tmp_path)
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / training.LOG), log)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [CHECKPOINT, training.LOG]
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / loop.LOG), log)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CHECKPOINT, loop.LOG]
 
 
 def test_damaged_checkpoint_is_named(tmp_path):
@@ -318,19 +305,17 @@ def test_frames_and_features_are_cut_alike():
         for t in range(6):
             clip.video[t] = features[i, t] = 10 * i + t
             clip.video[t, :, 0] = 100
-    cpu = torch.device("cpu")
     seen = set()
     for step in range(40):
         chance = loading.draw(replace(QUICK, flip_probability=0.5), step, 3, 9)
         share = slice(1, 3)
         array, frames = (
-            one.join([job() for job in one.jobs(chance, share, 3)], chance, share, cpu)
-            for one in (loading.Features(features), loading.Frames(clips))
+            one.cut(chance, share, 3)
+            for one in (loading.FeatureClips(Features(features)), loading.Frames(clips))
         )
-        frames = frames * 255
         assert array.shape == (2, 3, 9, 6)
         assert frames.shape == (2, 3, 3, 2, 3)
-        torch.testing.assert_close(array[:, :, 0, 0], frames[:, :, 0, 0, 1])
+        assert torch.equal(array[:, :, 0, 0], frames[:, :, 0, 0, 1].half())
         marked = torch.where(torch.from_numpy(chance.flipped[share]), 2, 0)
         assert all((frames[b, ..., marked[b]] == 100).all() for b in range(2))
         seen |= {int(place) % 10 for place in array[:, 0, 0, 0]}
@@ -428,6 +413,34 @@ def test_number_that_is_not_finite_stops_the_run(tmp_path):
         train(model, make_features(), config, output=tmp_path, validate=poison)
     assert model.slot_attention.to_q.weight.isfinite().all()
     assert torch.load(tmp_path / CHECKPOINT, weights_only=True)["step"] == 2
+
+
+def test_failure_that_is_noticed_late_leaves_the_weights_before_it(tmp_path, monkeypatch):
+    features = make_features()
+    features[3, :, 0] = np.nan
+    config = replace(QUICK, log_every=100, batch_size=1, validate_every=100, checkpoint_every=100)
+    first = next(s for s in range(12) if 3 in loading.draw(config, s, 5, 9).videos)
+    failed, stopped = VideoSlotModel(MODEL), VideoSlotModel(MODEL)
+    with pytest.raises(RuntimeError, match=rf"step {first + 1} is not finite: loss nan"):
+        train(failed, features, config, output=tmp_path / "failed")
+    kill_at(monkeypatch, first)
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, features, config, output=tmp_path / "stopped")
+    assert all(map(torch.equal, failed.state_dict().values(), stopped.state_dict().values()))
+
+
+def test_features_of_another_backbone_are_refused(tmp_path):
+    model = VideoSlotModel(EMBEDDED, pretrained=False)
+    shape = (5, 6, model.config.n_patches, model.config.feature_dim)
+    own, others = (
+        Features(np.zeros(shape, np.float16), encoder)
+        for encoder in (model.backbone.fingerprint(), "another")
+    )
+    own_clips, mixed_up = loading.FeatureClips(own), loading.FeatureClips(others)
+    own_clips.check("clips", model, QUICK)
+    assert own_clips.identity != mixed_up.identity
+    with pytest.raises(ValueError, match="clips were made by another backbone.*embedded at 32 px"):
+        train(model, others, QUICK, output=tmp_path)
 
 
 @pytest.mark.parametrize("correspondence", ["index", "hungarian"])
@@ -597,7 +610,7 @@ def test_process_killed_outright_at_any_moment_goes_on_to_the_same_weights(tmp_p
     subprocess.run([*command, str(killed.parent)], check=True)
     whole, resumed = final_weights(tmp_path / "whole" / "run"), final_weights(killed)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert sorted(path.name for path in killed.iterdir()) == [CHECKPOINT, training.LOG]
+    assert sorted(path.name for path in killed.iterdir()) == [CHECKPOINT, loop.LOG]
 
 
 def test_parts_of_a_batch_give_the_gradient_of_the_whole(tmp_path):
@@ -648,8 +661,8 @@ def test_two_processes_train_as_one(tmp_path):
     assert json.loads(content["run"])["processes"] == 2
     for name in list(runs)[:3]:
         one, two = (tmp_path / n / name for n in ("one", "two"))
-        logs = [pd.read_csv(run / training.LOG).drop(columns="seconds") for run in (one, two)]
-        for column in ("loss", *training.TERMS, "grad_norm"):
+        logs = [pd.read_csv(run / loop.LOG).drop(columns="seconds") for run in (one, two)]
+        for column in ("loss", *recipe.TERMS, "grad_norm"):
             np.testing.assert_allclose(logs[1][column], logs[0][column], rtol=1e-6, err_msg=name)
         for key, weight in final_weights(one).items():
             torch.testing.assert_close(
@@ -658,11 +671,10 @@ def test_two_processes_train_as_one(tmp_path):
     # Negatives of the own process only: the contrast is the mean of what each half has by itself.
     config = replace(QUICK, **runs["own"])
     chance = loading.draw(config, 0, 5, 9)
-    every, source = slice(0, 4), loading.Features(make_features())
-    (job,) = source.jobs(chance, every, config.clip_length)
-    batch = source.join([job()], chance, every, torch.device("cpu"))
+    clips = loading.FeatureClips(Features(make_features()))
+    batch = clips.cut(chance, slice(0, 4), config.clip_length)
     slots = VideoSlotModel(MODEL).double().forward_features(batch, decode=False).slots
     halves = (slot_contrast(slots[:2]) + slot_contrast(slots[2:])) / 2
-    log = pd.read_csv(tmp_path / "two" / "own" / training.LOG)
+    log = pd.read_csv(tmp_path / "two" / "own" / loop.LOG)
     assert log["contrast"][0] == pytest.approx(halves.item(), rel=1e-6)
     assert log["contrast"][0] != pytest.approx(slot_contrast(slots).item(), rel=1e-2)

@@ -82,11 +82,11 @@ def run(
             read_teacher(teacher_file, config) if teacher_file else load_teacher(experiment)
         )
         tell(f"teacher: {origin}")
-    model = VideoSlotModel(config, seed=settings.seed)
-    if teacher is not None:
-        start_from(model, teacher, parts=experiment.inherited)
     with state.local_main_process_first():  # the others find what it made
         few = experiment.open("validation")
+        model = VideoSlotModel(config, seed=settings.seed)
+        if teacher is not None:
+            start_from(model, teacher, parts=experiment.inherited)
         clips = training_clips(experiment, model)
         features = read_features(experiment, "validation", model)
         if teacher is not None and not experiment.from_frames:

@@ -108,9 +108,9 @@ def train(
         RuntimeError: a loss or gradient that is not finite; the model keeps the weights before that
             step.
     """
-    run = _Run(model, clips, config, teacher, teacher_clips)
     path = Path(output) / checkpoint.CHECKPOINT
-    done, rows = run.restore(path)
+    run = _Run(model, clips, config, teacher, teacher_clips, path)
+    done, rows = run.restore()
     started = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
     is_first = run.accelerator.is_main_process
     disable = hidden(progress) if is_first else True
@@ -126,7 +126,7 @@ def train(
             saved = last or done % config.checkpoint_every == 0
             logged = validated or done == 1 or done % config.log_every == 0
             if logged or saved:
-                row = run.look(path)
+                row = run.look()
             if logged:
                 row |= _collapse(output_of_step.slots, output_of_step.attention)
                 if validated and may_warn and done > config.warmup_steps:
@@ -137,7 +137,7 @@ def train(
                 shown |= _summary(row)
                 bar.set_postfix(shown, refresh=False)
             if saved:
-                run.save(path, done, rows)
+                run.save(done, rows)
             bar.update()
     model.eval()
     return _table(rows)
@@ -153,8 +153,9 @@ class _Run:
         config: TrainConfig,
         teacher: VideoSlotModel | None,
         teacher_clips: Videos | None,
+        path: Path,
     ) -> None:
-        self.model, self.config = model, config
+        self.model, self.config, self.path = model, config, path
         self.sources = [source(clips)]
         self.sources[0].check("clips", model, config)
         self.teacher = None
@@ -203,7 +204,10 @@ class _Run:
         )
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate
-        output = accumulated_step(self.student, self.teacher, batch, config, self.accelerator)
+        try:
+            output = accumulated_step(self.student, self.teacher, batch, config, self.accelerator)
+        except ValueError as error:  # shapes were checked: only numbers can be wrong by now
+            raise self._not_finite(batch.step + 1, str(error)) from error
         absent = torch.zeros_like(output.loss)
         terms = [output.terms.get(name, absent) for name in TERMS]
         numbers = torch.stack([output.loss, *terms])
@@ -216,7 +220,7 @@ class _Run:
         self.optimiser.zero_grad()
         return output
 
-    def look(self, path: Path) -> dict[str, float]:
+    def look(self) -> dict[str, float]:
         """The last step's row of the log, on the host.
 
         Raises:
@@ -228,12 +232,14 @@ class _Run:
         if failed := int(self.failed):
             values = zip(names, self.failed_numbers.tolist(), strict=True)
             found = ", ".join(f"{name} {v:g}" for name, v in values if name not in left_out)
-            raise RuntimeError(
-                f"step {failed} is not finite: {found}; {checkpoint.last_good(path)}"
-            )
+            raise self._not_finite(failed, found)
         row = {"step": self.step + 1, "learning_rate": self.rate}
         row |= dict(zip(names, self.numbers.tolist(), strict=True))
         return row | dict.fromkeys(left_out, math.nan)
+
+    def _not_finite(self, step: int, found: str) -> RuntimeError:
+        last_good = checkpoint.last_good(self.path)
+        return RuntimeError(f"step {step} is not finite: {found}; {last_good}")
 
     def _note_failure(self) -> None:
         """Keep the optimiser from moving, now and in all later steps, once a number is not finite.
@@ -251,16 +257,16 @@ class _Run:
         if scaler is None:
             self.optimiser.optimizer.found_inf = (self.failed > 0).float()
 
-    def save(self, path: Path, step: int, rows: list[dict[str, float]]) -> None:
+    def save(self, step: int, rows: list[dict[str, float]]) -> None:
         """Write the log and all but the frozen backbones."""
         if not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler
         state = self.student.state_dict()
-        with paths.atomic(path.with_name(LOG)) as temporary:
+        with paths.atomic(self.path.with_name(LOG)) as temporary:
             _table(rows).to_csv(temporary, index=False)
         checkpoint.write(
-            path,
+            self.path,
             checkpoint.Checkpoint(
                 run=self.identity,
                 step=step,
@@ -271,11 +277,11 @@ class _Run:
             ),
         )
 
-    def restore(self, path: Path) -> tuple[int, list[dict[str, float]]]:
-        """Steps done and log so far of the checkpoint at ``path``, once its state is taken over."""
+    def restore(self) -> tuple[int, list[dict[str, float]]]:
+        """Steps done and log so far of the checkpoint, once its state is taken over."""
         if self.accelerator.is_main_process:
-            checkpoint.remove_unfinished(path.parent)
-        found = checkpoint.read(path, self.identity)
+            checkpoint.remove_unfinished(self.path.parent)
+        found = checkpoint.read(self.path, self.identity)
         if found is None:
             return 0, []
         self.student.load_state_dict(found.weights, strict=False)
