@@ -1,5 +1,6 @@
 import copy
 from dataclasses import replace
+from functools import partialmethod
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 
 from slotmatch import metrics, profiling
 from slotmatch.data import Clip
-from slotmatch.data.preprocessing import PREPROCESSING, Preprocessing
+from slotmatch.data.preprocessing import PREPROCESSING, Preprocessing, unit_floats
 from slotmatch.evaluation import (
     ORIGINAL,
     PROTOCOLS,
@@ -23,8 +24,8 @@ from slotmatch.evaluation import (
     score_masks,
     score_on,
 )
-from slotmatch.evaluation.scoring import BLOCK
 from slotmatch.model import ModelConfig, VideoSlotModel
+from slotmatch.model.network import CHUNK
 from slotmatch.settings import Masks, choices
 
 MODEL = ModelConfig(
@@ -158,9 +159,9 @@ def test_a_video_passes_in_blocks_as_it_does_at_once(monkeypatch):
         (VideoSlotModel(replace(MODEL, initial_slots="sampled")), features),
         (VideoSlotModel(EMBEDDED, pretrained=False), None),
     ):
-        assert BLOCK > 7
+        assert CHUNK > 7
         whole = evaluate(model, clips, features=seen)
-        monkeypatch.setattr("slotmatch.evaluation.BLOCK", 3)
+        monkeypatch.setattr(VideoSlotModel, "stream", partialmethod(VideoSlotModel.stream, chunk=3))
         for name, values in evaluate(model, clips, features=seen).items():
             np.testing.assert_allclose(values, whole[name], atol=1e-5, err_msg=name)
         monkeypatch.undo()
@@ -172,8 +173,9 @@ def test_the_model_sees_the_preprocessed_frames_and_is_held_to_their_labels():
     square = Preprocessing(20, "crop", label_size=14)
     found = evaluate(model, clips, protocol=Protocol("small", square))
     for i, clip in enumerate(clips):
-        prepared = square.evaluation(clip)
-        video = torch.from_numpy(prepared.video).permute(0, 3, 1, 2)
+        prepared = square.crop(clip)
+        frames = torch.from_numpy(prepared.video.copy()).permute(0, 3, 1, 2)
+        video = square.resize(unit_floats(frames))
         with torch.no_grad():
             soft = model(video[None]).masks[0]
         expected = score_masks(prepared, soft)
@@ -339,7 +341,10 @@ def test_published_protocols():
         (lambda: protocol_for("videosaur", "movi_e"), "rules for ytvis2021 only, not movi_e"),
         (lambda: replace(ORIGINAL, empty="drop"), "empty must be one of .*'skip'.*got 'drop'"),
         (lambda: replace(ORIGINAL, masks="both"), "masks must be one of .*'attention'"),
-        (lambda: replace(ORIGINAL, window=0), "window must be 1 or more, or None, got 0"),
+        (
+            lambda: replace(ORIGINAL, window=0),
+            "window must be a whole number of 1 or more or None, got 0",
+        ),
     ],
 )
 def test_protocols_that_cannot_be_are_refused(call, message):
@@ -460,7 +465,7 @@ def test_parameters_are_counted_by_part():
 
 def test_models_take_turns_being_timed(monkeypatch):
     turns = []
-    monkeypatch.setattr(profiling, "_stream", lambda model, frames: turns.append(model))
+    monkeypatch.setattr(VideoSlotModel, "stream", lambda self, *_, **__: turns.append(self) or [])
     first, second = (VideoSlotModel(EMBEDDED, pretrained=False) for _ in range(2))
     video = np.zeros((3, 16, 16, 3), np.uint8)
     times = profiling.ms_per_frame({"a": first, "b": second}, video, repeats=2)
@@ -469,7 +474,7 @@ def test_models_take_turns_being_timed(monkeypatch):
 
 
 def test_time_counts_the_whole_stream(monkeypatch):
-    monkeypatch.setattr(profiling, "BLOCK", 2)
+    monkeypatch.setattr(VideoSlotModel, "stream", partialmethod(VideoSlotModel.stream, chunk=2))
     model = VideoSlotModel(EMBEDDED, pretrained=False)
     seen = []
     model.register_forward_pre_hook(

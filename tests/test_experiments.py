@@ -5,7 +5,7 @@ import pytest
 import torch
 from released import released_heads
 
-from slotmatch import experiments
+from slotmatch import data
 from slotmatch.data import NAMES, Clip
 from slotmatch.experiments import (
     SIZES,
@@ -18,7 +18,7 @@ from slotmatch.experiments import (
     teacher_path,
     training_clips,
 )
-from slotmatch.model import PRESETS, ModelConfig, VideoSlotModel, load
+from slotmatch.model import PRESETS, ModelConfig, VideoSlotModel, load, save
 from slotmatch.training import Frames
 
 
@@ -94,7 +94,7 @@ def test_own_teacher_comes_before_the_one_of_the_package(
     experiment = select("mini", "minimovi_a", seed=3)
     own = load("mini-teacher")
     own.initial_slots.slots.data += 1
-    experiments.save(own, teacher_path(experiment))
+    save(own, teacher_path(experiment))
     teacher, origin = load_teacher(experiment)
     assert teacher_path(experiment).name in origin
     assert bool((teacher.initial_slots.slots == own.initial_slots.slots).all())
@@ -106,7 +106,7 @@ def test_own_teacher_of_another_architecture_is_passed_over(
     monkeypatch.setenv("SLOTMATCH_CACHE", str(tmp_path))
     experiment = select("mini", "minimovi_a")
     other = replace(experiment.models.teacher, n_slots=4)
-    experiments.save(VideoSlotModel(other), teacher_path(experiment))
+    save(VideoSlotModel(other), teacher_path(experiment))
     teacher, origin = load_teacher(experiment)
     assert "mini-teacher" in origin
     assert teacher.config == experiment.models.teacher
@@ -136,7 +136,7 @@ def test_real_videos_for_choosing_are_the_last_of_train(n_videos, held_back, mon
         asked.append((name, split))
         return NamedClips(f"{split} {i}" for i in range(n_videos))
 
-    monkeypatch.setattr(experiments.data, "open", fake_open)
+    monkeypatch.setattr(data, "open", fake_open)
     experiment = select("paper", "movi_e")
     train, validation, scored = (experiment.open(split) for split in SIZES["paper"])
     assert asked == [("movi_e", "train"), ("movi_e", "train"), ("movi_e", "validation")]
@@ -154,7 +154,7 @@ def test_at_a_small_size_the_first_real_videos_are_enough(monkeypatch) -> None:
         assert n_videos <= 6, "a video that is not there"
         return NamedClips(f"{split} {i}" for i in range(n_videos))
 
-    monkeypatch.setattr(experiments.data, "open", fake_open)
+    monkeypatch.setattr(data, "open", fake_open)
     train, validation, scored = map(select("smoke", "movi_e").open, SIZES["smoke"])
     assert list(train) == ["train 0", "train 1", "train 2", "train 3"]
     assert list(validation) == ["train 4", "train 5"]
@@ -165,15 +165,16 @@ def test_paper_trains_from_preprocessed_frames_and_caches_no_features(monkeypatc
     rng = np.random.default_rng(0)
     videos = [rng.integers(0, 256, (9, 24, 24, 3), np.uint8) for _ in range(3)]
     clips = [Clip(video, video[..., 0].astype(np.int32), str(i)) for i, video in enumerate(videos)]
-    monkeypatch.setattr(experiments.data, "open", lambda *_, **__: clips)
+    monkeypatch.setattr(data, "open", lambda *_, **__: clips)
     experiment = select("paper", "movi_e")
     config = experiment.models.student
-    seen = training_clips(experiment, config)
+    student = VideoSlotModel(config, pretrained=False)
+    seen = training_clips(experiment, student)
     assert isinstance(seen, Frames)
     assert seen.preprocessing.size == config.image_size == 336
     assert seen.preprocessing.aligned_starts
     assert (seen.preprocessing.flip_probability, experiment.student.flip_probability) == (0, 0.5)
-    assert read_features(experiment, "test", config) is None
+    assert read_features(experiment, "test", student) is None
     assert not select("mini", "movi_e").from_frames
 
 

@@ -74,12 +74,12 @@ def files(folder):
 def test_cached_features_are_those_of_the_backbone_in_half_precision(cache):
     data, backbone = clips(), Patches()
     found = cached_features(data, backbone, name="toy")
-    assert (found.shape, found.dtype) == ((3, 2, 4, 5), np.float16)
+    assert (found.array.shape, found.array.dtype) == ((3, 2, 4, 5), np.float16)
     for expected, clip in zip(found, data, strict=True):
         video = rearrange(torch.from_numpy(clip.video), "t h w c -> 1 t c h w") / 255
         np.testing.assert_array_equal(expected, backbone(video)[0].half().numpy())
-    assert not found.flags.writeable
-    assert Path(found.filename).parent == cache
+    assert not found.array.flags.writeable
+    assert Path(found.array.filename).parent == cache
 
 
 def test_second_call_reads_the_file_and_only_the_first_clip(cache):

@@ -26,7 +26,7 @@ class Protocol:
         ValueError: a field out of its range.
     """
 
-    name: ProtocolName
+    name: str
     preprocessing: Preprocessing
     masks: Masks = "decoder"
     empty: Empty = "perfect"  # FG-ARI of frames and videos without an object

@@ -188,7 +188,7 @@ class VideoSlotModel(nn.Module):
         """
         frames, state = iter(frames), None
         while block := [self._square(frame) for frame in islice(frames, chunk)]:
-            run = self.forward if block[0].ndim == 4 else self.forward_features
+            run = self if block[0].ndim == 4 else self.forward_features
             output = run(
                 torch.stack(block, dim=1),
                 reconstruct=reconstruct,
