@@ -1,9 +1,10 @@
-"""Where things are: the one place that holds locations, so no other file spells a path."""
+"""Where things are, so that no other file spells a path; whole files and their checksums."""
 
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "WEIGHTS",
     "atomic",
     "cache_dir",
+    "checksum",
     "data_dir",
 ]
 
@@ -58,3 +60,8 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary = Path(folder) / path.name
         yield temporary
         os.replace(temporary, path)
+
+
+def checksum(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    return sha256(Path(path).read_bytes()).hexdigest()

@@ -20,8 +20,8 @@ from slotmatch.__main__ import main
 from slotmatch.experiments import MINI_STUDENT
 from slotmatch.model import PRESETS, ModelConfig, VideoSlotModel, load, save
 from slotmatch.model.hub import fetch
-from slotmatch.paths import REPOSITORY, RESULTS
-from slotmatch.reporting.results import checksum, numbers, read_results
+from slotmatch.paths import REPOSITORY, RESULTS, checksum
+from slotmatch.reporting.results import numbers, read_results
 from slotmatch.sharing import model_card, push_to_hub, write_folder
 
 CONFIG = ModelConfig(

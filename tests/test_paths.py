@@ -1,3 +1,4 @@
+import hashlib
 import signal
 import subprocess
 import sys
@@ -91,3 +92,9 @@ def test_locations_belong_together() -> None:
     assert paths.WEIGHTS.is_dir()
     for folder in (paths.NOTEBOOKS, paths.RESULTS, paths.BUILD):
         assert folder.is_relative_to(paths.REPOSITORY)
+
+
+def test_checksum_is_sha256(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"slots")
+    assert paths.checksum(path) == hashlib.sha256(b"slots").hexdigest()

@@ -1,6 +1,6 @@
-import hashlib
 import json
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from slotmatch.data import minimovi
 from slotmatch.reporting import results, stats
 
 
@@ -24,6 +25,7 @@ def content() -> dict[str, Any]:
         "config": Config(steps=10, size=(2, 3)),
         "seeds": [0],
         "wall_seconds": 90.0,
+        "environment": {"python": "3.11"},
         "data": {
             "name": "minimovi_a",
             "version": 1,
@@ -36,6 +38,7 @@ def content() -> dict[str, Any]:
                 "metrics": {"video_fg_ari": [0.5, nan, 0.9], "video_mbo": [0.25, 0.25, 0.25]},
                 "parameters": 1_250_000,
                 "ms_per_frame": 2.0,
+                "ms_per_frame_turns": [2.0, 4.0, 1.0],
                 "checkpoint": "0123",
             },
             "teacher": {
@@ -47,6 +50,7 @@ def content() -> dict[str, Any]:
                 },
                 "parameters": np.int64(5_000_000),
                 "ms_per_frame": 5.5,
+                "ms_per_frame_turns": [5.0, 8.0, 6.0],
             },
         },
     }
@@ -66,18 +70,33 @@ def test_a_file_gives_back_what_was_measured(tmp_path: Path) -> None:
     assert list(read["models"]) == ["blocks", "student", "teacher"]
 
 
-def test_a_file_says_what_the_run_depended_on(tmp_path: Path) -> None:
-    written = results.write_results(tmp_path / "results.json", content())
-    environment = written["environment"]
+def test_a_run_says_when_on_what_and_with_what(tmp_path: Path) -> None:
+    asked = {key: content()[key] for key in ("config", "seeds", "models")}
+    given = asked | {"split": "test", "ids": ["x", "y", "z"], "started": time.monotonic() - 90}
+    found = results.run_results(dataset="minimovi_a", origin="here", **given)
+    assert found["data"] == {
+        **{"name": "minimovi_a", "version": minimovi.VERSION},
+        **{"split": "test", "ids": ["x", "y", "z"]},
+    }
+    assert 90 <= found["wall_seconds"] < 100
+    environment = found["environment"]
     assert environment["packages"]["torch"].startswith("2.")
     assert None not in environment["packages"].values()
     assert environment["hardware"]["cores"] >= 1
     assert environment["hardware"]["cpu"]
     revision = environment["source"]
     assert revision is None or (len(revision["revision"]) == 40 and "changed" in revision)
+    path = tmp_path / "results.json"
+    assert results.write_results(path, found)["origin"] == "here"
+    again = results.read_results(path) | {"added": 1}
+    assert results.write_results(path, again)["environment"] == environment, "as it was then"
+    noise = results.run_results(dataset="noise", version="1", **given)
+    assert noise["data"]["version"] == "1"
 
 
-@pytest.mark.parametrize("key", ["config", "seeds", "data", "models", "wall_seconds"])
+@pytest.mark.parametrize(
+    "key", ["config", "seeds", "data", "models", "wall_seconds", "environment"]
+)
 def test_a_missing_key_is_named_and_nothing_is_written(tmp_path: Path, key: str) -> None:
     incomplete = content()
     del incomplete[key]
@@ -119,7 +138,8 @@ def test_numbers_by_hand() -> None:
     assert quoted["student_parameters"] == "1.25 M"
     assert quoted["student_fewer_parameters"] == 4.0
     assert quoted["student_ms_per_frame"] == "2.0"
-    assert quoted["student_speedup"] == 2.75
+    # The ratios of the turns are 2.5, 2 and 6, and their median is not the medians' 6 / 2.
+    assert quoted["student_speedup"] == "2.50 [2.25, 4.25]"
     assert "teacher_speedup" not in quoted
     assert "blocks_speedup" not in quoted
     assert all(type(value) in (str, int, float) for value in quoted.values())
@@ -156,9 +176,3 @@ def test_differences_by_hand() -> None:
     assert results.difference(found, "student", "teacher", "video_mbo") == "-25.0 [-25.0, -25.0]"
     single = results.difference(found, "blocks", "student", "video_fg_ari")
     assert single == "-20.0 [+nan, +nan]", "one video has no interval"
-
-
-def test_checksum_is_sha256(tmp_path: Path) -> None:
-    path = tmp_path / "weights"
-    path.write_bytes(b"slots")
-    assert results.checksum(path) == hashlib.sha256(b"slots").hexdigest()

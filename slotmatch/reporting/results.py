@@ -1,13 +1,13 @@
-"""Result files: what a run leaves behind, and the table and the numbers computed from it."""
+"""Result files: what a run leaves behind, and the tables and the numbers computed from it."""
 
 import json
 import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
-from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from slotmatch import paths
+from slotmatch import data, paths
+from slotmatch.paths import checksum  # noqa: F401
+from slotmatch.profiling import times_faster
 from slotmatch.reporting import stats
 
 __all__ = [
-    "checksum",
     "comparison_table",
     "difference",
     "environment",
     "numbers",
     "read_results",
+    "run_results",
     "score_table",
     "write_results",
 ]
@@ -57,15 +59,52 @@ LABELS = {
 }
 
 
-def write_results(path: str | os.PathLike[str], content: Mapping[str, Any]) -> dict[str, Any]:
-    """Write ``content`` with the run's environment as JSON and return what was written.
+def run_results(
+    *,
+    config: Any,
+    seeds: Any,
+    dataset: str,
+    split: str,
+    ids: Sequence[str],
+    models: Mapping[str, Any],
+    started: float,
+    version: int | str | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """The content of a run's result file, for :func:`write_results`.
 
-    ``content`` holds ``config`` (every setting that shaped the run), ``seeds``, ``wall_seconds``,
-    ``data`` with ``name, version, split, ids`` (the videos that count), and ``models``: by name, in
-    the order of the table, an entry of ``metrics`` (metric -> one value a video, in the order of
-    ``ids``; nan where the video is skipped) and, where they exist, ``parameters`` (a count, frozen
-    backbone included), ``ms_per_frame`` and ``checkpoint`` (its :func:`checksum`). More keys may be
-    added at every level. Arrays, dataclasses and paths are converted; nan becomes null.
+    Args:
+        config: every setting that shaped the run.
+        seeds: of everything random.
+        dataset: what was scored; the file also names the version of these data.
+        split: of the data set.
+        ids: the videos that count.
+        models: by name, in the order of the table, an entry of ``metrics`` (metric -> one value a
+            video, in the order of ``ids``; nan where the video is skipped) and, where they exist,
+            ``parameters`` (a count, frozen backbone included), ``ms_per_frame`` with
+            ``ms_per_frame_turns`` and ``checkpoint`` (its :func:`slotmatch.paths.checksum`).
+        started: ``time.monotonic()`` when the run began.
+        version: of data that ``slotmatch.data`` does not know.
+        more: further entries of the file.
+    """
+    if version is None:
+        version = data.version(dataset)
+    return {
+        "config": config,
+        "seeds": seeds,
+        "data": {"name": dataset, "version": version, "split": split, "ids": ids},
+        "models": models,
+        **more,
+        "wall_seconds": time.monotonic() - started,
+        "environment": environment(),
+    }
+
+
+def write_results(path: str | os.PathLike[str], content: Mapping[str, Any]) -> dict[str, Any]:
+    """Write what :func:`run_results` gave as JSON and return what was written.
+
+    Entries may be added at every level. Arrays, dataclasses and paths are converted; nan becomes
+    null.
 
     Raises:
         ValueError: a key is missing, or a metric has not one value a video.
@@ -82,7 +121,7 @@ def write_results(path: str | os.PathLike[str], content: Mapping[str, Any]) -> d
                     f"{name} has {len(values)} values of {metric} for {n_videos} videos; "
                     "give one a video, nan for a skipped one"
                 )
-    results = _plain({**content, "environment": environment()})
+    results = _plain({"environment": environment(), **content})
     with paths.atomic(path) as temporary:
         temporary.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     return results
@@ -159,9 +198,10 @@ def numbers(results: Mapping[str, Any]) -> dict[str, str | float | int]:
     For each model and metric ``<model>_<metric>`` is the text ``"70.1 [68.0, 72.2]"`` (mean and
     interval over videos; a single video has no interval) and ``<model>_<metric>_mean`` the bare
     mean. ``<model>_parameters`` and ``<model>_ms_per_frame`` are texts;
-    ``<model>_fewer_parameters`` and ``<model>_speedup`` say how many times the teacher has more and
-    takes longer. ``n_videos`` and ``wall_minutes`` are the run's own. Metrics that are skipped for
-    every video are left out.
+    ``<model>_fewer_parameters`` says how many times the teacher has more, ``<model>_speedup`` how
+    many times it takes longer: the text ``"4.97 [4.90, 5.10]"`` of
+    :func:`slotmatch.profiling.times_faster`. ``n_videos`` and ``wall_minutes`` are the run's own.
+    Metrics that are skipped for every video are left out.
     """
     models = results["models"]
     quoted: dict[str, str | float | int] = {
@@ -185,10 +225,12 @@ def numbers(results: Mapping[str, Any]) -> dict[str, str | float | int]:
             quoted[f"{name}_parameters"] = f"{entry['parameters'] / 1e6:.2f} M"
         if entry.get("ms_per_frame"):
             quoted[f"{name}_ms_per_frame"] = f"{entry['ms_per_frame']:.1f}"
-        teacher = models.get("teacher", {})
-        for key, ratio in (("parameters", "fewer_parameters"), ("ms_per_frame", "speedup")):
-            if name != "teacher" and entry.get(key) and teacher.get(key):
-                quoted[f"{name}_{ratio}"] = float(teacher[key] / entry[key])
+        teacher = {} if name == "teacher" else models.get("teacher", {})
+        if entry.get("parameters") and teacher.get("parameters"):
+            quoted[f"{name}_fewer_parameters"] = float(teacher["parameters"] / entry["parameters"])
+        if entry.get("ms_per_frame_turns") and teacher.get("ms_per_frame_turns"):
+            turns = (own["ms_per_frame_turns"] for own in (entry, teacher))
+            quoted[f"{name}_speedup"] = str(times_faster(*turns))
     return quoted
 
 
@@ -201,11 +243,6 @@ def environment() -> dict[str, Any]:
         "source": _source_revision(),
         "hardware": _hardware(),
     }
-
-
-def checksum(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    return sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _version(package: str) -> str | None:

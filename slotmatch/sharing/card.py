@@ -19,7 +19,7 @@ from slotmatch import backbones, paths, profiling
 from slotmatch.model import VideoSlotModel
 from slotmatch.model.files import FILE_FORMAT, save
 from slotmatch.model.hub import WEIGHTS
-from slotmatch.reporting.results import checksum, numbers
+from slotmatch.reporting.results import numbers
 
 CONFIG, CARD = "config.json", "README.md"
 SCORES = {
@@ -208,7 +208,7 @@ def write_folder(
             about=about,
             results=results,
             entry=entry,
-            sha256=checksum(weights),
+            sha256=paths.checksum(weights),
             licence=licence,
         )
         card.write_text(text, encoding="utf-8")
