@@ -6,46 +6,43 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks import decoding, inference, scoring, streaming, training
 from benchmarks.comparison import Settings
-from slotmatch.reporting.results import write_results
+from slotmatch.reporting.results import run_results, write_results
 
 MEASUREMENTS = {"a": inference, "b": decoding, "c": training, "d": scoring, "e": streaming}
 OUTPUT = Path(__file__).parent / "results.json"
 MEMORY_SETTINGS = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX", "LD_PRELOAD")
 """What changes how freed memory is kept, which changes times."""
+INPUTS: dict[str, Any] = {
+    "seeds": {"weights": 0, "inputs": 0},
+    **{"dataset": "noise", "version": "1", "split": "none", "ids": []},
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what was asked for; the file is written anew after each measurement."""
     options = parse(arguments)
     settings = Settings(options.repeats, options.quick, options.device)
-    started = time.perf_counter()
+    started = time.monotonic()
+    config = {
+        **asdict(settings),
+        "only": options.only,
+        "weights": "untrained: they change no cost",
+        "memory settings": {name: os.environ.get(name) for name in MEMORY_SETTINGS},
+    }
     measurements: dict[str, list[object]] = {}
     for letter in options.only:
         measurements[letter] = []
         for comparison in MEASUREMENTS[letter].measure(settings):
             print(comparison, end="\n\n", flush=True)
             measurements[letter].append(comparison.record())
-            write_results(
-                options.output,
-                {
-                    "config": {
-                        **asdict(settings),
-                        "only": options.only,
-                        "weights": "untrained: they change no cost",
-                        "memory settings": {name: os.environ.get(name) for name in MEMORY_SETTINGS},
-                    },
-                    "seeds": {"weights": 0, "inputs": 0},
-                    "data": {"name": "noise", "version": "1", "split": "none", "ids": []},
-                    "models": {},
-                    "wall_seconds": time.perf_counter() - started,
-                    "measurements": measurements,
-                },
-            )
+            results = run_results(config=config, models={}, started=started, **INPUTS)
+            write_results(options.output, results | {"measurements": measurements})
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -3,18 +3,19 @@
 import argparse
 import logging
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from slotmatch.data import NAMES, SPLITS
 from slotmatch.settings import Masks, Precision, ProtocolName, Role, Size, choices
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 EXPECTED = (ValueError, OSError, RuntimeError)
 """What a wrong argument or a missing file raises, with a message made for the reader."""
@@ -22,15 +23,6 @@ MODEL_HELP = (
     "mini-student, mini-teacher, a file of slotmatch.model.save, a .ckpt that SlotContrast's "
     "authors released, or hf://user/name"
 )
-PRINTED = {
-    "FG-ARI, video": "video_fg_ari",
-    "FG-ARI, image": "image_fg_ari",
-    "mBO, video": "video_mbo",
-    "mBO, image": "image_mbo",
-    "J&F": "j_and_f",
-    "ARI, video": "video_ari",
-    "mIoU, video": "video_iou",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -116,67 +108,17 @@ def download(arguments: argparse.Namespace) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Score a model on a data set, print the scores, and write them and where they come from."""
-    from slotmatch import data
+    from slotmatch.experiments.scores import evaluate_to_file
 
-    started = time.perf_counter()
-    name, is_embedded = arguments.dataset, arguments.dataset in data.EMBEDDED
-    split = arguments.split or ("test" if is_embedded else "validation")
-    opened = partial(data.open, name, split, n_videos=arguments.videos)
-    # Files are looked for before a model is loaded, a model before videos are rendered.
-    clips = None if is_embedded else opened()
-
-    import torch
-
-    from slotmatch import evaluation, profiling
-    from slotmatch.evaluation import protocols
-    from slotmatch.model.files import load
-    from slotmatch.reporting import results
-
-    default = "original" if is_embedded else "slotcontrast"
-    protocol = protocols.protocol_for(arguments.protocol or default, name)
-    if arguments.masks:
-        protocol = replace(protocol, masks=arguments.masks)
-    model = load(arguments.model).to("cuda" if torch.cuda.is_available() else "cpu")
-    clips = clips or opened()
-    ids, scores = evaluation.evaluate_samples(model, clips, protocol=protocol)
-    joined = evaluation.joined(scores)
-    entry: dict[str, Any] = {
-        "metrics": scores,
-        "dataset_metrics": joined,
-        "parameters": profiling.count_parameters(model)["total"][0],
-    }
-    if Path(arguments.model).is_file():
-        entry["checkpoint"] = results.checksum(arguments.model)
-    settings = {"model": arguments.model, "masks": protocol.masks}
-    content = {
-        "config": settings | asdict(model.config),
-        "seeds": [],
-        "protocol": asdict(protocol),
-        "data": {
-            "name": name,
-            "version": data.version(name),
-            "split": split,
-            "videos": len(clips),
-            "ids": ids,
-        },
-        "models": {"model": entry},
-        "wall_seconds": time.perf_counter() - started,
-    }
-    results.write_results(arguments.output, content)
-    texts = results.numbers(results.read_results(arguments.output))
-    scored = len(clips) if protocol.n_videos is None else min(len(clips), protocol.n_videos)
-    print(f"{arguments.model} on {scored} of {len(clips)} videos of {name} {split}")
-    print(f"protocol {protocol.name}: {protocols.PROTOCOLS[protocol.name]}")
-    for title, metric in PRINTED.items():
-        if metric in scores:
-            print(f"  {title:<14} {texts.get(f'model_{metric}', 'nothing to score')}")
-    pieces = "videos" if protocol.window is None else f"pieces of {protocol.window} frames"
-    print(
-        f"mean x 100 and its 95 % interval over {len(ids)} {pieces}; FG-ARI counts "
-        f"{joined['video_fg_ari_videos']} of them and {joined['image_fg_ari_frames']} frames, "
-        f"mBO {joined['video_mbo_videos']} and {joined['image_mbo_frames']}"
+    evaluate_to_file(
+        arguments.model,
+        arguments.dataset,
+        arguments.output,
+        split=arguments.split,
+        n_videos=arguments.videos,
+        protocol=arguments.protocol,
+        masks=arguments.masks,
     )
-    print(f"all of it is in {arguments.output}")
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -272,33 +214,42 @@ def _stored(folder: Path) -> Iterator[np.ndarray]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m slotmatch", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_segment(commands)
+    _add_data(commands)
+    _add_evaluate(commands)
+    _add_train(commands)
+    _add_export(commands)
+    _add_share(commands)
+    return parser
 
-    command = commands.add_parser(
-        "segment", help="slot masks of a video", description=_line(segment)
-    )
+
+def _add_segment(commands: "Commands") -> None:
+    command = _add(commands, "segment", segment, "slot masks of a video")
     command.add_argument("video", metavar="VIDEO", help="a video file, or a folder of images")
     command.add_argument("--model", default="mini-student", help=MODEL_HELP)
     command.add_argument("--output", required=True, metavar="DIR", help="gets masks/00000.png, ...")
     command.add_argument("--overlay", action="store_true", help="write DIR/overlay.mp4 as well")
-    _add_masks(command)
-    command.set_defaults(run=segment)
+    command.add_argument(
+        "--masks",
+        choices=choices(Masks),
+        default="decoder",
+        help="whose masks; default: %(default)s",
+    )
 
+
+def _add_data(commands: "Commands") -> None:
     command = commands.add_parser("data", help="prepare or check a data set")
     actions = command.add_subparsers(dest="dataset", required=True, metavar="NAME")
     for name in NAMES:
-        action = actions.add_parser(name, description=_line(prepare))
+        action = _add(actions, name, prepare)
         action.add_argument("--split", choices=SPLITS, help="only this one")
         action.add_argument("--videos", type=_positive, metavar="N", help="only the first N videos")
-        action.set_defaults(run=prepare)
-    action = actions.add_parser(
-        "check", help="is a real one here, what is missing", description=_line(check)
-    )
+    action = _add(actions, "check", check, "is a real one here, what is missing")
     action.add_argument("dataset", metavar="NAME", choices=NAMES, help=", ".join(NAMES))
     action.add_argument(
         "--root", metavar="DIR", help="holds the data sets; default: SLOTMATCH_DATA"
     )
-    action.set_defaults(run=check)
-    action = actions.add_parser("download", help="fetch MOVi", description=_line(download))
+    action = _add(actions, "download", download, "fetch MOVi")
     movi = [name for name in NAMES if name.startswith("movi_")]
     action.add_argument("dataset", metavar="NAME", choices=movi, help=", ".join(movi))
     action.add_argument("--split", choices=SPLITS, help="only this one")
@@ -307,9 +258,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     action.add_argument("--root", metavar="DIR", help="gets the files; default: SLOTMATCH_DATA")
     action.add_argument("--server", metavar="URL", help="a mirror of storage.googleapis.com")
-    action.set_defaults(run=download)
 
-    command = commands.add_parser("evaluate", help="score a model", description=_line(evaluate))
+
+def _add_evaluate(commands: "Commands") -> None:
+    command = _add(commands, "evaluate", evaluate, "score a model")
     command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     command.add_argument("dataset", metavar="DATASET", choices=NAMES, help=", ".join(NAMES))
     command.add_argument(
@@ -327,9 +279,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--output", default="results.json", metavar="FILE", help="default: %(default)s"
     )
-    command.set_defaults(run=evaluate)
 
-    command = commands.add_parser("train", help="a teacher or a student", description=_line(train))
+
+def _add_train(commands: "Commands") -> None:
+    command = _add(commands, "train", train, "a teacher or a student")
     command.add_argument("role", choices=choices(Role))
     command.add_argument("--dataset", required=True, metavar="NAME", choices=NAMES)
     command.add_argument("--preset", choices=choices(Size), default="paper")
@@ -356,16 +309,16 @@ def _parser() -> argparse.ArgumentParser:
         "--decoded", action="store_true", help="keep decoded frames on disk, to read them faster"
     )
     command.add_argument("--dry-run", action="store_true", help="only say what it will take")
-    command.set_defaults(run=train)
 
-    command = commands.add_parser("export", help="an ONNX file", description=_line(export))
+
+def _add_export(commands: "Commands") -> None:
+    command = _add(commands, "export", export, "an ONNX file")
     command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     command.add_argument("file", metavar="FILE", help="gets written, such as student.onnx")
-    command.set_defaults(run=export)
 
-    command = commands.add_parser(
-        "share", help="a folder with a model card, the hub", description=_line(share)
-    )
+
+def _add_share(commands: "Commands") -> None:
+    command = _add(commands, "share", share, "a folder with a model card, the hub")
     command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     command.add_argument("--folder", metavar="DIR", help="gets model.safetensors and its card")
     command.add_argument(
@@ -378,21 +331,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--with-backbone", action="store_true", help="its weights too, for use without a network"
     )
-    command.set_defaults(run=share)
-    return parser
 
 
-def _add_masks(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--masks",
-        choices=choices(Masks),
-        default="decoder",
-        help="whose masks; default: %(default)s",
-    )
-
-
-def _line(command: Callable[[argparse.Namespace], None]) -> str:
-    return command.__doc__ or ""
+def _add(
+    commands: "Commands", name: str, run: Callable[[argparse.Namespace], None], what: str = ""
+) -> argparse.ArgumentParser:
+    """A command that calls ``run``, explained by its docstring and, in the list, by ``what``."""
+    options: dict[str, Any] = {"help": what} if what else {}
+    command = commands.add_parser(name, description=run.__doc__, **options)
+    command.set_defaults(run=run)
+    return command
 
 
 def _positive(text: str) -> int:

@@ -280,7 +280,9 @@ def reproduce(*, preset: str = "mini", output: Path = paths.REPOSITORY) -> Path:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m slotmatch.reporting.report", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m slotmatch.reporting.report", description=__doc__
+    )
     parser.add_argument("--preset", choices=choices(Size), default="mini", help="size of every run")
     parser.add_argument(
         "--output", type=Path, default=paths.REPOSITORY, help="folder that receives _build"

@@ -51,6 +51,16 @@ PERCENTAGES = frozenset(
     }
 )
 """Metrics in [0, 1] that papers print times 100."""
+SCORES = {
+    "video_fg_ari": "FG-ARI, video",
+    "image_fg_ari": "FG-ARI, image",
+    "video_mbo": "mBO, video",
+    "image_mbo": "mBO, image",
+    "j_and_f": "J&F",
+    "video_ari": "ARI, video",
+    "video_iou": "mIoU, video",
+}
+"""Metrics that are printed and that a model card shows, and what they are called there."""
 LABELS = {
     "teacher": "Teacher",
     "student": "Student (SlotMatch)",

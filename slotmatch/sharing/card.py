@@ -19,19 +19,9 @@ from slotmatch import backbones, paths, profiling
 from slotmatch.model import VideoSlotModel
 from slotmatch.model.files import FILE_FORMAT, save
 from slotmatch.model.hub import WEIGHTS
-from slotmatch.reporting.results import numbers
+from slotmatch.reporting.results import SCORES, numbers
 
 CONFIG, CARD = "config.json", "README.md"
-SCORES = {
-    "video_fg_ari": "FG-ARI, video",
-    "image_fg_ari": "FG-ARI, image",
-    "video_mbo": "mBO, video",
-    "image_mbo": "mBO, image",
-    "j_and_f": "J&F",
-    "video_ari": "ARI, video",
-    "video_iou": "mIoU, video",
-}
-"""Metrics of a result file that a card shows, and what they are called there."""
 TAGS = ("object-centric-learning", "slot-attention", "unsupervised", "video-segmentation")
 CITATION = """\
 @article{slotmatch,
