@@ -16,7 +16,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from slotmatch import training
 from slotmatch.backbones import Features
 from slotmatch.losses import slot_contrast
 from slotmatch.model import INHERITABLE, ModelConfig, VideoSlotModel, start_from

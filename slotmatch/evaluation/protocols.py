@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from slotmatch.data import Clip
 from slotmatch.data.preprocessing import PREPROCESSING, Preprocessing, clip_starts
-from slotmatch.settings import AT_LEAST_1, Empty, Masks, ProtocolName, check
+from slotmatch.settings import AT_LEAST_1, Empty, Masks, check
 
 __all__ = ["ORIGINAL", "PROTOCOLS", "Protocol", "protocol_for", "samples"]
 
@@ -43,7 +43,7 @@ class Protocol:
 ORIGINAL = Protocol("original", Preprocessing(None))
 """Labels at their own size, whole frames, whole videos, all of them: what we report on our data."""
 
-PROTOCOLS: Mapping[ProtocolName, str] = MappingProxyType(
+PROTOCOLS: Mapping[str, str] = MappingProxyType(
     {
         "original": "labels at their own size, the whole frame squeezed into the model's square",
         "slotcontrast": "SlotContrast's code: the preprocessed square, every frame of a video, of "
@@ -59,7 +59,7 @@ PROTOCOLS: Mapping[ProtocolName, str] = MappingProxyType(
 """Names of the protocols, and what each is."""
 
 
-def protocol_for(name: ProtocolName, dataset: str) -> Protocol:
+def protocol_for(name: str, dataset: str) -> Protocol:
     """A protocol's rules for one data set.
 
     SlotContrast's rules of MOVi also serve the embedded sets, and those of YTVIS-2021 serve OVIS

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from slotmatch import data
+from slotmatch import paths
 from slotmatch.data.decoded import DecodedClips
 from slotmatch.evaluation import evaluate_samples, protocol_for, score_on
 from slotmatch.experiments.select import Experiment, read_features, training_clips
@@ -72,7 +72,7 @@ def run(
         FileNotFoundError: data or a teacher are not on this machine.
         RuntimeError: the weights of a backbone cannot be had, or a number is not finite.
     """
-    started = time.perf_counter()
+    started = time.monotonic()
     state = processes()
     tell = say if state.is_main_process else _silent
     config, settings = _planned(role, experiment)
@@ -114,26 +114,23 @@ def run(
         if role == "teacher":
             save(model, teacher_path(experiment))
         ids, scores = evaluate_samples(model, few, features=features, protocol=protocol)
-        content = {
-            "config": {"model": config, "training": asdict(settings), "teacher": origin},
-            "seeds": [settings.seed],
-            "protocol": asdict(protocol),
-            "data": {
-                "name": experiment.dataset,
-                "version": data.version(experiment.dataset),
-                "split": "validation",
-                "ids": ids,
-            },
-            "models": {
+        content = results.run_results(
+            config={"model": config, "training": asdict(settings), "teacher": origin},
+            seeds=[settings.seed],
+            dataset=experiment.dataset,
+            split="validation",
+            ids=ids,
+            models={
                 role: {
                     "metrics": scores,
                     "parameters": count_parameters(model)["total"][0],
-                    "checkpoint": results.checksum(path),
+                    "checkpoint": paths.checksum(path),
                 }
             },
-            "processes": state.num_processes,
-            "wall_seconds": time.perf_counter() - started,
-        }
+            started=started,
+            protocol=asdict(protocol),
+            processes=state.num_processes,
+        )
         results.write_results(output / "results.json", content)
     tell(f"weights: {path}")
     return path
