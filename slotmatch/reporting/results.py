@@ -24,6 +24,7 @@ __all__ = [
     "comparison_table",
     "difference",
     "environment",
+    "intervals",
     "numbers",
     "read_results",
     "run_results",
@@ -202,6 +203,18 @@ def difference(results: Mapping[str, Any], first: str, second: str, metric: str)
     return f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
 
 
+def intervals(results: Mapping[str, Any], metric: str) -> dict[str, tuple[float, float, float]]:
+    """Mean of a metric over videos with its interval by model, times 100 where papers print that.
+
+    Models without the metric, or skipped for every video, are left out.
+    """
+    found = {
+        name: _interval(metric, entry["metrics"].get(metric, ()))
+        for name, entry in results["models"].items()
+    }
+    return {name: own for name, own in found.items() if own is not None}
+
+
 def numbers(results: Mapping[str, Any]) -> dict[str, str | float | int]:
     """Everything a sentence or a caption may quote from a result file, by name.
 
@@ -220,17 +233,14 @@ def numbers(results: Mapping[str, Any]) -> dict[str, str | float | int]:
     }
     for name, entry in models.items():
         for metric, values in entry["metrics"].items():
-            scored = [value for value in values if not math.isnan(value)]
-            if scored:
-                interval = stats.mean_interval(scored)
-                scale = 100 if metric in PERCENTAGES else 1
-                mean, low, high = (scale * v for v in (interval.mean, interval.low, interval.high))
-                digits = 1 if scale == 100 else 2
+            if interval := _interval(metric, values):
+                mean, low, high = interval
+                digits = 1 if metric in PERCENTAGES else 2
                 text = f"{mean:.{digits}f}"
                 if math.isfinite(low):
                     text += f" [{low:.{digits}f}, {high:.{digits}f}]"
                 quoted[f"{name}_{metric}"] = text
-                quoted[f"{name}_{metric}_mean"] = float(mean)
+                quoted[f"{name}_{metric}_mean"] = mean
         if entry.get("parameters"):
             quoted[f"{name}_parameters"] = f"{entry['parameters'] / 1e6:.2f} M"
         if entry.get("ms_per_frame"):
@@ -253,6 +263,17 @@ def environment() -> dict[str, Any]:
         "source": _source_revision(),
         "hardware": _hardware(),
     }
+
+
+def _interval(metric: str, values: Iterable[float | None]) -> tuple[float, float, float] | None:
+    """As papers print it; None where every video is skipped."""
+    scored = np.array(list(values), float)  # None, a skipped video in a file, becomes nan
+    scored = scored[~np.isnan(scored)]
+    if not scored.size:
+        return None
+    own = stats.mean_interval(scored)
+    scale = 100 if metric in PERCENTAGES else 1
+    return scale * float(own.mean), scale * float(own.low), scale * float(own.high)
 
 
 def _version(package: str) -> str | None:
