@@ -22,8 +22,10 @@ import numpy as np
 from slotmatch import backbones, data
 from slotmatch.backbones import Features, cached_features
 from slotmatch.data import Clip
+from slotmatch.data.catalogue import check_name
 from slotmatch.data.preprocessing import PREPROCESSING
 from slotmatch.model import INHERITABLE, PRESETS, ModelConfig, Preset, VideoSlotModel
+from slotmatch.settings import Size, check_choice
 from slotmatch.training import Frames, TrainConfig
 
 HELD_BACK = 100
@@ -178,12 +180,12 @@ SIZES: Mapping[str, Mapping[str, int | None]] = MappingProxyType(
 
 
 def select(
-    preset: str, dataset: str, *, backbone: str = "embedded", steps: int = 0, seed: int = 0
+    preset: Size, dataset: str, *, backbone: str = "embedded", steps: int = 0, seed: int = 0
 ) -> Experiment:
     """The experiment of a preset on a data set.
 
     Args:
-        preset: a key of ``SIZES``.
+        preset: ``"smoke"``, ``"mini"`` or ``"paper"``.
         dataset: a name of ``slotmatch.data.NAMES``.
         backbone: ``"embedded"`` takes the preset's own pair for teacher and student; any other name
             of ``slotmatch.backbones`` replaces both.
@@ -193,10 +195,8 @@ def select(
     Raises:
         ValueError: an unknown name, or a backbone that does not fit the models' image size.
     """
-    if preset not in SIZES:
-        raise ValueError(f"no preset is called {preset!r}; choose from {', '.join(SIZES)}")
-    if dataset not in data.NAMES:
-        raise ValueError(f"no data set is called {dataset!r}; choose from {', '.join(data.NAMES)}")
+    check_choice("preset", preset, Size)
+    check_name(dataset)
     models, teacher, student = PRESETS["mini"], MINI_TEACHER, MINI_STUDENT
     inherited = tuple(INHERITABLE)
     if preset == "paper":

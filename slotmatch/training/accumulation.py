@@ -27,7 +27,7 @@ from slotmatch.training.step import (
     weighted_sum,
 )
 
-__all__ = ["accumulated_step", "average"]
+__all__ = ["accumulated_step"]
 
 
 def accumulated_step(
@@ -40,7 +40,7 @@ def accumulated_step(
     """``slotmatch_step`` of ``config.accumulate`` micro-batches, one after the other.
 
     With ``gather_negatives`` the contrast is over the slots of all processes, else over those of
-    this one. The gradient is this process's; ``average`` makes it that of all.
+    this one. The gradient is this process's; ``processes.average`` makes it that of all.
     """
     gather = config.gather_negatives and accelerator.num_processes > 1
     n_parts = config.accumulate
@@ -76,22 +76,6 @@ def accumulated_step(
     slots = torch.cat([output.slots for output in outputs])
     attention = torch.cat([output.attention for output in outputs])
     return StepOutput(weighted_sum(terms, weights), terms, slots, attention)
-
-
-def average(values: Tensor, weights: Sequence[Tensor], accelerator: Accelerator) -> Tensor:
-    """Give all processes the mean of their gradients of ``weights``, and return that of ``values``.
-
-    One message for all of them: the models are small.
-    """
-    if accelerator.num_processes == 1:
-        return values
-    gradients = [weight.grad for weight in weights if weight.grad is not None]
-    joined = torch.cat([values, *(gradient.flatten() for gradient in gradients)])
-    joined = accelerator.reduce(joined, "mean")
-    values, *means = joined.split([len(values), *(gradient.numel() for gradient in gradients)])
-    for gradient, mean in zip(gradients, means, strict=True):
-        gradient.copy_(mean.view_as(gradient))
-    return values
 
 
 @torch.no_grad()

@@ -18,8 +18,6 @@ from typing import Any
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -30,12 +28,13 @@ from slotmatch.metrics import mask_entropy
 from slotmatch.model import VideoSlotModel
 from slotmatch.progress import hidden
 from slotmatch.training import checkpoint
-from slotmatch.training.accumulation import accumulated_step, average
+from slotmatch.training.accumulation import accumulated_step
 from slotmatch.training.loading import Batch, FeatureClips, Source, Videos, batches, source
+from slotmatch.training.processes import accelerator, average
 from slotmatch.training.recipe import TERMS, TrainConfig, learning_rate_factor
 from slotmatch.training.step import StepOutput, Student
 
-__all__ = ["LOG", "LOG_COLUMNS", "Validate", "processes", "train"]
+__all__ = ["LOG", "LOG_COLUMNS", "Validate", "train"]
 
 LOG = "log.csv"
 """Name of the log beside the checkpoint, of the same step."""
@@ -81,7 +80,7 @@ def train(
 
     Args:
         model: the student, or the teacher to be. Its own weights are the start.
-        clips: its features, an array (N,T,P,F) such as ``features.cached_features`` gives, or N
+        clips: its features, such as ``backbones.cached_features`` gives or an array (N,T,P,F), or N
             videos, whose frames then pass the backbone in every step: clips that start anywhere,
             or as the preprocessing of a ``loading.Frames`` says.
         config: everything else.
@@ -92,7 +91,7 @@ def train(
             videos. Left out if teacher and student read the same.
         validate: called with the model every ``validate_every`` steps and after the last, by the
             first process; its numbers join the log. The bar shows an entry ``video_fg_ari``.
-        workers: threads that read ahead (``loading.Loader``); they do not change the result.
+        workers: processes that read ahead (``loading.batches``); they do not change the result.
         progress: shows a bar; None: if the output is a terminal.
 
     Returns:
@@ -165,7 +164,7 @@ class _Run:
             )
             if teachers is not self.sources[0]:
                 self.sources.append(teachers)
-        self.accelerator = _accelerator(config)
+        self.accelerator = accelerator(config)
         self.identity = self._identity()
         self.student = Student(model, config).to(self.accelerator.device).train()
         if self.teacher is not None:
@@ -195,12 +194,9 @@ class _Run:
     def update(self, batch: Batch) -> StepOutput:
         """One optimiser step, if all its numbers are finite and those of all steps before were."""
         config = self.config
-        self.step, self.rate = (
-            batch.step,
-            config.learning_rate
-            * learning_rate_factor(
-                batch.step, warmup_steps=config.warmup_steps, steps=config.steps, decay=config.decay
-            ),
+        self.step = batch.step
+        self.rate = config.learning_rate * learning_rate_factor(
+            batch.step, warmup_steps=config.warmup_steps, steps=config.steps, decay=config.decay
         )
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate
@@ -244,9 +240,9 @@ class _Run:
     def _note_failure(self) -> None:
         """Keep the optimiser from moving, now and in all later steps, once a number is not finite.
 
-        Fused Adam skips a step whose ``found_inf`` is set, without asking the host. With fp16 the
-        loss scale does so for itself: it is found by overflowing, so there the norm may be infinite
-        and a failed loss stops the run where it is.
+        Fused Adam skips a step whose ``found_inf`` is set, without asking the host. With fp16 that
+        is the loss scale's affair, which is found by overflowing: there the norm may be infinite,
+        and the host looks at every step.
         """
         scaler = self.accelerator.scaler
         overflows = scaler is not None and scaler.get_scale() >= 1
@@ -256,6 +252,8 @@ class _Run:
         self.failed_numbers = torch.where(fails, self.numbers, self.failed_numbers)
         if scaler is None:
             self.optimiser.optimizer.found_inf = (self.failed > 0).float()
+        else:
+            self.look()
 
     def save(self, step: int, rows: list[dict[str, float]]) -> None:
         """Write the log and all but the frozen backbones."""
@@ -338,31 +336,6 @@ def _checked_teacher(
             f"{sizes[0]} and {sizes[1]}"
         )
     return teacher, teacher_source
-
-
-def processes() -> PartialState:
-    """How many processes train together, and which this is.
-
-    Accelerate takes several processes without a GPU for single ones unless it is told of the CPU.
-    """
-    if PartialState._shared_state:  # it was told already
-        return PartialState()
-    return PartialState(cpu=not torch.cuda.is_available())
-
-
-def _accelerator(config: TrainConfig) -> Accelerator:
-    processes()
-    # A process that trains twice (teacher, then student) may change precision in between.
-    AcceleratorState._reset_state()
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise ValueError('mixed_precision "fp16" needs a GPU: choose "bf16" or "no"')
-    if config.batch_size % (accelerator.num_processes * config.accumulate):
-        raise ValueError(
-            f"batch_size {config.batch_size} cannot be shared equally by "
-            f"{accelerator.num_processes} processes in {config.accumulate} micro-batches each"
-        )
-    return accelerator
 
 
 def _table(rows: Sequence[Mapping[str, float]]) -> pd.DataFrame:
