@@ -24,6 +24,7 @@ from slotmatch.metrics import label_maps
 from slotmatch.model import VideoSlotModel
 from slotmatch.model.files import load
 from slotmatch.model.network import CHUNK
+from slotmatch.palette import blend, slot_colors
 from slotmatch.progress import hidden
 from slotmatch.settings import Masks, check_choice
 
@@ -120,7 +121,7 @@ def write_masks(labels: Iterable[np.ndarray], path: str | os.PathLike[str]) -> P
 
     A path that ends in ``.npz`` gets the array ``labels`` (T,H,W), compressed. Any other is a
     folder that gets ``00000.png``, ``00001.png``, ...: 8-bit images whose values are the slots and
-    whose palette has the colours of `slotmatch.plots.slot_colors`. Nothing is left half written.
+    whose palette has the colours of `slotmatch.palette.slot_colors`. Nothing is left half written.
 
     Args:
         labels: an array (T,H,W) or any other iterable of maps (H,W), such as the frames of
@@ -139,8 +140,6 @@ def write_masks(labels: Iterable[np.ndarray], path: str | os.PathLike[str]) -> P
         with paths.atomic(path) as temporary:
             np.savez_compressed(temporary, labels=np.stack(maps))
         return path
-    from slotmatch.reporting.plots import slot_colors
-
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise FileExistsError(f"{path} is a file or not empty: give a new or an empty folder")
     palette = np.rint(255 * slot_colors(256)).astype(np.uint8).tobytes()
@@ -215,8 +214,6 @@ def _painted(
     video: Video, labels: Iterable[np.ndarray], opacity: float
 ) -> Iterator[NDArray[np.uint8]]:
     """Frames (H,W,3) under their label maps, H and W made even."""
-    from slotmatch.reporting.plots import blend
-
     frame = None
     for number, (frame, owners) in enumerate(zip_longest(read_frames(video), labels)):
         if frame is None or owners is None:

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from slotmatch import browser as browser_module
+from slotmatch import palette
 from slotmatch.browser import SlotBrowser, browse
-from slotmatch.reporting import plots
 
 HOSTILE = '</script><!--<img src=x onerror=alert(1)> & "quoted" $\\frac'
 CHROMIUM_OPTIONS = [
@@ -200,7 +200,7 @@ def test_corresponding_slots_share_a_colour(matched):
     assert data["nSlots"] == 4
     colors = [tuple(group["rgb"]) for group in data["groups"]]
     assert len(set(colors)) == 4
-    np.testing.assert_array_equal(colors, np.rint(255 * plots.slot_colors(4)))
+    np.testing.assert_array_equal(colors, np.rint(255 * palette.slot_colors(4)))
     assert truth["isTruth"]
     stored = np.asarray(image(truth["images"][0]))
     _, labels = scene()
@@ -275,7 +275,7 @@ def test_picture_paints_the_slots_asked_for(matched):
 
     for panel in panels(opacity=0):
         np.testing.assert_array_equal(panel, frames[0])
-    colors = np.rint(255 * plots.slot_colors(4))
+    colors = np.rint(255 * palette.slot_colors(4))
     truth, teacher, student = panels(opacity=1)
     np.testing.assert_array_equal(truth[16, 16], colors[0])
     np.testing.assert_array_equal(truth[0, 0], frames[0, 0, 0])

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgba
 
+from slotmatch import palette
 from slotmatch.reporting import plots
 
 
@@ -38,16 +39,16 @@ def closest_pair(rgb):
 
 
 def test_slot_colours_are_apart_and_keep_their_place():
-    sixteen = plots.slot_colors(16)
+    sixteen = palette.slot_colors(16)
     assert sixteen.shape == (16, 3)
     # 0.02 in OKLab is a difference one just notices side by side.
     assert closest_pair(sixteen) > 0.1
     assert closest_pair(sixteen[:7]) > 0.12
-    np.testing.assert_array_equal(plots.slot_colors(5), sixteen[:5])
-    np.testing.assert_array_equal(plots.slot_colors(20)[16:], sixteen[:4])
-    assert plots.slot_colors(0).shape == (0, 3)
+    np.testing.assert_array_equal(palette.slot_colors(5), sixteen[:5])
+    np.testing.assert_array_equal(palette.slot_colors(20)[16:], sixteen[:4])
+    assert palette.slot_colors(0).shape == (0, 3)
     with pytest.raises(ValueError, match="n must be 0 or more slots, got -1"):
-        plots.slot_colors(-1)
+        palette.slot_colors(-1)
 
 
 def test_methods_have_colours_of_their_own():
@@ -100,7 +101,7 @@ def test_blend_mixes_inside_and_outlines_more_strongly():
     labels = np.zeros((4, 7), int)
     labels[:, 3:] = 1
     colors = np.array([[1.0, 0.0, 0.2], [0.0, 0.0, 0.0]])
-    painted = plots.blend(frame, labels, opacity=0.4, colors=colors)
+    painted = palette.blend(frame, labels, opacity=0.4, colors=colors)
     # 100 + 0.4 (255 - 100) = 162; the border gets 0.72 of the colour: 100 + 0.72 * 155 = 211.6.
     inside = np.broadcast_to([162, 60, 80], (4, 2, 3))
     np.testing.assert_array_equal(painted[:, :2], inside)
@@ -114,9 +115,9 @@ def test_blend_leaves_negative_labels_bare():
     frames = rng.integers(0, 256, (2, 6, 6, 3)).astype(np.uint8)
     labels = np.full((2, 6, 6), -1)
     labels[1, 2:4, 2:4] = 3
-    painted = plots.blend(frames, labels, opacity=1)
+    painted = palette.blend(frames, labels, opacity=1)
     np.testing.assert_array_equal(painted[labels < 0], frames[labels < 0])
-    slot = np.rint(255 * plots.slot_colors(4)[3])
+    slot = np.rint(255 * palette.slot_colors(4)[3])
     np.testing.assert_array_equal(painted[labels == 3], np.broadcast_to(slot, (4, 3)))
 
 
@@ -132,7 +133,7 @@ def test_blend_leaves_negative_labels_bare():
 )
 def test_blend_names_wrong_input(frames, labels, opacity, message):
     with pytest.raises(ValueError, match=message):
-        plots.blend(frames, labels, opacity=opacity)
+        palette.blend(frames, labels, opacity=opacity)
 
 
 def test_overlay_shows_the_blend():
@@ -140,7 +141,7 @@ def test_overlay_shows_the_blend():
     labels = np.array([[0, 0, 1, 1]] * 3)
     axes = plots.overlay(frame, labels, opacity=0.3)
     (shown,) = axes.get_images()
-    np.testing.assert_array_equal(shown.get_array(), plots.blend(frame, labels, opacity=0.3))
+    np.testing.assert_array_equal(shown.get_array(), palette.blend(frame, labels, opacity=0.3))
     given = plt.figure().add_subplot()
     assert plots.overlay(frame, labels, given) is given
 
@@ -164,7 +165,7 @@ def test_mask_grid_shows_even_frames_and_a_row_a_map():
     assert rows == ["video", "truth", "teacher"]
     assert sheet.shape == (3 * 4 + 2, 3 * 5 + 2, 3)
     np.testing.assert_array_equal(sheet[:4, 6:11], frames[4])
-    slot = np.rint(255 * plots.slot_colors(2)[1])
+    slot = np.rint(255 * palette.slot_colors(2)[1])
     np.testing.assert_array_equal(sheet[10:, 12:], np.broadcast_to(slot, (4, 5, 3)))
     np.testing.assert_array_equal(sheet[6, 7], slot)
     np.testing.assert_array_equal(sheet[5, 6], frames[4, 0, 0])

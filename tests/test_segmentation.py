@@ -16,7 +16,7 @@ import slotmatch
 from slotmatch.data.video import length_and_rate, read_frames
 from slotmatch.metrics import label_maps
 from slotmatch.model import ModelConfig, VideoSlotModel, save
-from slotmatch.reporting.plots import blend, slot_colors
+from slotmatch.palette import blend, slot_colors
 from slotmatch.segmentation import segment, segment_blocks, write_masks, write_overlay
 
 CONFIG = ModelConfig(

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from slotmatch import paths
+from slotmatch import palette, paths
 from slotmatch.reporting import plots
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class SlotBrowser:
 
         Args:
             frame: position among the kept frames.
-            opacity: see ``plots.blend``.
+            opacity: see ``palette.blend``.
             slots: the ones to paint; default all. The truth is always painted.
             side: pixels of a panel's longer side, rounded to a multiple of the frame's.
 
@@ -189,7 +189,7 @@ class SlotBrowser:
             groups = panel.groups_at(frame, (height, width))
             if slots is not None and not panel.is_truth:
                 groups = np.where(np.isin(groups, list(slots)), groups, -1)
-            row += [gap, plots.blend(ground, groups, opacity=opacity)]
+            row += [gap, palette.blend(ground, groups, opacity=opacity)]
         return Image.fromarray(np.concatenate(row[1:], axis=1))
 
     @cached_property
@@ -216,7 +216,7 @@ class SlotBrowser:
         """The browser as a fragment that can stand in any page, several times over."""
         size = _canvas_size(self._size, _CANVAS_SIDE)
         n_groups = max(max(panel.groups) for panel in self.panels) + 1
-        colors = np.rint(255 * plots.slot_colors(n_groups)).astype(int).tolist()
+        colors = np.rint(255 * palette.slot_colors(n_groups)).astype(int).tolist()
         content = {
             "canvas": size[::-1],
             "times": self.times.tolist(),
@@ -322,7 +322,7 @@ def _widget(browser: SlotBrowser) -> "ipywidgets.VBox":
         ipywidgets.Checkbox(True, description=str(k), indent=False, layout={"width": "auto"})
         for k in range(browser.n_slots)
     ]
-    colors = np.rint(255 * plots.slot_colors(browser.n_slots)).astype(int)
+    colors = np.rint(255 * palette.slot_colors(browser.n_slots)).astype(int)
     swatches = [
         ipywidgets.HTML(f'<span style="color:rgb({r},{g},{b})">&#9632;</span>')
         for r, g, b in colors

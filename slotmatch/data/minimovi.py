@@ -45,17 +45,17 @@ import os
 import warnings
 import zipfile
 import zlib
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
+from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from slotmatch import paths
 from slotmatch.data.clips import LazyClips
 from slotmatch.data.scenes import Recipe, render_scene
+from slotmatch.progress import hidden
 
 __all__ = ["NAMES", "SIZES", "VERSION", "MiniMovi", "open_split", "render"]
 
@@ -97,7 +97,7 @@ class MiniMovi(LazyClips):
         *,
         n_videos: int | None = None,
         root: str | PathLike[str] | None = None,
-        progress: bool = False,
+        progress: bool | None = None,
         n_workers: int | None = None,
     ) -> None:
         super().__init__(f"{name}/{split}/{i:05d}" for i in range(n_videos or SIZES[split]))
@@ -121,31 +121,25 @@ class MiniMovi(LazyClips):
             self._render([position], 1, progress=False)
             return _read(path)
 
-    def _render(self, indices: list[int], n_workers: int, progress: bool) -> None:
+    def _render(self, indices: list[int], n_workers: int, progress: bool | None) -> None:
         bar = tqdm(
             total=len(indices),
             desc=f"rendering {self.name} {self.split}",
             unit="video",
-            disable=False if progress else None,
+            disable=hidden(progress),
         )
-        with (
-            bar,
-            ProcessPoolExecutor(
-                min(n_workers, len(indices)), get_context("spawn"), initializer=_quiet
-            ) as pool,
-        ):
-            jobs = [pool.submit(_write, self.name, self.split, i, self.path(i)) for i in indices]
-            for job in as_completed(jobs):
-                job.result()
+        # Loky's workers, unlike spawned ones, need no main guard in the script that asks for videos.
+        parallel = Parallel(
+            min(n_workers, len(indices)), backend="loky", return_as="generator_unordered"
+        )
+        with bar:
+            for _ in parallel(
+                delayed(_write)(self.name, self.split, i, self.path(i)) for i in indices
+            ):
                 bar.update()
 
 
 open_split = MiniMovi
-
-
-def _quiet() -> None:
-    """Send a worker's standard output nowhere: PyBullet prints its build time when imported."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _write(name: str, split: str, index: int, path: Path) -> None:

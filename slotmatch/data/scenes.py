@@ -4,6 +4,8 @@ Lengths are in scene units (an object is about one unit wide), times in seconds,
 the plane z = 0. Gravity is weak so that objects move a few pixels between frames.
 """
 
+import os
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -612,7 +614,16 @@ def _assets() -> Path:
     return Path(pybullet_data.getDataPath())
 
 
+@lru_cache(maxsize=1)
 def _bullet() -> ModuleType:
-    import pybullet
-
+    """PyBullet, without the line on its build time that it prints when it is imported."""
+    sys.stderr.flush()
+    with open(os.devnull, "w") as nowhere:
+        kept = os.dup(2)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            import pybullet
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
     return pybullet

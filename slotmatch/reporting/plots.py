@@ -16,16 +16,16 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 
+from slotmatch.palette import blend
+
 __all__ = [
     "METHOD_COLORS",
     "align_truth",
-    "blend",
     "cost_scatter",
     "mask_grid",
     "overlay",
     "paired_scatter",
     "score_bars",
-    "slot_colors",
     "style",
     "training_curves",
 ]
@@ -41,14 +41,6 @@ METHOD_COLORS: Mapping[str, str] = MappingProxyType(
     }
 )
 """The colour of each method, the same in every figure."""
-
-# The seven colours of Okabe and Ito without black, then nine found greedily: each is the one
-# farthest from those before it in OKLab, over normal sight and simulated protanopia, deuteranopia
-# and tritanopia.
-_SLOT_COLORS = (
-    *("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#660000"),
-    *("#331177", "#77FFFF", "#993300", "#0000DD", "#664466", "#AA66FF", "#99CCAA", "#BBEEAA"),
-)
 
 _EXTRA_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "osD^vP"
@@ -91,21 +83,6 @@ def style() -> Iterator[None]:
         mpl.rcParams.update(before)
 
 
-def slot_colors(n: int) -> np.ndarray:
-    """Colours of slots 0 to ``n - 1``, red, green and blue in [0,1]: float64 (n,3).
-
-    The order is fixed, so a slot has one colour everywhere, and the 16 colours stay apart for
-    readers with a colour vision deficiency. From the 17th on they repeat.
-
-    Raises:
-        ValueError: ``n`` is negative.
-    """
-    if n < 0:
-        raise ValueError(f"n must be 0 or more slots, got {n}")
-    palette = np.array([mpl.colors.to_rgb(color) for color in _SLOT_COLORS])
-    return palette[np.arange(n) % len(palette)]
-
-
 def align_truth(truth: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Object ids (...) renamed to the slots that cover them best, to share colours: int64 (...).
 
@@ -136,52 +113,6 @@ def align_truth(truth: np.ndarray, labels: np.ndarray) -> np.ndarray:
     rest = np.setdiff1d(rows, rows[matched])
     names[rest] = n_slots + np.arange(len(rest))
     return names[index].reshape(truth.shape)
-
-
-def blend(
-    frames: np.ndarray,
-    labels: np.ndarray,
-    *,
-    opacity: float = 0.5,
-    colors: np.ndarray | None = None,
-) -> np.ndarray:
-    """Frames with each region painted in its slot's colour and outlined: uint8 (...,h,w,3).
-
-    A pixel with a neighbour above, below or beside it in another region is its region's outline.
-
-    Args:
-        frames: uint8 (...,h,w,3).
-        labels: slot of each pixel (...,h,w); a negative label leaves the pixel as it is.
-        opacity: share of the colour in the mix, in [0,1]; outlines get 1.8 times as much,
-            at most 1.
-        colors: float in [0,1] (k,3); default ``slot_colors``.
-
-    Raises:
-        ValueError: the shapes disagree, frames are not uint8, labels are not integers or the
-            opacity is outside [0,1].
-    """
-    if frames.dtype != np.uint8 or frames.shape[-1:] != (3,):
-        raise ValueError(f"frames must be uint8 (...,h,w,3), got {frames.dtype} {frames.shape}")
-    if labels.shape != frames.shape[:-1] or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"labels must be integers {frames.shape[:-1]} to fit the frames, "
-            f"got {labels.dtype} {labels.shape}; resize them first"
-        )
-    if not 0 <= opacity <= 1:
-        raise ValueError(f"opacity must be in [0,1], got {opacity}")
-    if colors is None:
-        colors = slot_colors(int(labels.max(initial=0)) + 1)
-    edge = np.zeros(labels.shape, bool)
-    across = labels[..., :, 1:] != labels[..., :, :-1]
-    down = labels[..., 1:, :] != labels[..., :-1, :]
-    edge[..., :, 1:] |= across
-    edge[..., :, :-1] |= across
-    edge[..., 1:, :] |= down
-    edge[..., :-1, :] |= down
-    alpha = np.where(edge, min(1.0, 1.8 * opacity), opacity) * (labels >= 0)
-    paint = 255 * colors[np.maximum(labels, 0)]
-    mixed = frames + alpha[..., None] * (paint - frames)
-    return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
 
 
 def overlay(
