@@ -76,7 +76,7 @@ def test_whether_to_train_is_a_parameter_of_its_own() -> None:
     run = TrainingParameters.from_notebook({**given, "In": cells}, notebook="05_efficiency")
     assert run.train is True
     for wrong in (1, "yes"):
-        with pytest.raises(ValueError, match=f"train={wrong!r} is not of type bool"):
+        with pytest.raises(ValueError, match=f"train must be True or False, got {wrong!r}"):
             TrainingParameters.from_notebook({**given, "train": wrong}, notebook="05_efficiency")
     with pytest.raises(ValueError, match="did you mean 'train'"):
         TrainingParameters.from_notebook(

@@ -29,7 +29,7 @@ output: str = ""  # folder of results.json
 """
 WORK_CELL = """\
 from pathlib import Path
-from slotmatch import report
+from slotmatch.reporting import report
 parameters = report.Parameters.from_notebook(globals(), notebook="tiny")
 if parameters.seed == 13:
     raise RuntimeError("unlucky")
@@ -69,12 +69,13 @@ class TestParameters:
     @pytest.mark.parametrize(
         ("wrong", "message"),
         [
-            ({"preset": "big"}, r"preset='big' is unknown; choose from \['smoke', 'mini', 'paper'"),
-            ({"seed": "1"}, "seed='1' is not of type int"),
-            ({"seed": True}, "seed=True is not of type int"),
-            ({"steps": 1.5}, "steps=1.5 is not of type int"),
-            ({"steps": -1}, "steps=-1 is negative"),
-            ({"output": 3}, "output=3 is not of type str"),
+            ({"preset": "big"}, r"preset must be one of \('smoke', 'mini', 'paper'\), got 'big'"),
+            ({"preset": 1}, "preset must be one of"),
+            ({"seed": "1"}, "seed must be a whole number of 0 or more, got '1'"),
+            ({"seed": True}, "seed must be a whole number of 0 or more, got True"),
+            ({"steps": 1.5}, "steps must be a whole number of 0 or more, got 1.5"),
+            ({"steps": -1}, "steps must be a whole number of 0 or more, got -1"),
+            ({"output": 3}, "output must be a text, got 3"),
         ],
     )
     def test_wrong_values_name_value_and_choice(self, wrong: dict[str, Any], message: str) -> None:

@@ -94,7 +94,7 @@ def test_a_run_says_when_on_what_and_with_what(tmp_path: Path) -> None:
     assert noise["data"]["version"] == "1"
 
 
-@pytest.mark.parametrize("key", ["config", "seeds", "data", "models", "wall_seconds"])
+@pytest.mark.parametrize("key", ["config", "models", "environment"])
 def test_a_missing_key_is_named_and_nothing_is_written(tmp_path: Path, key: str) -> None:
     incomplete = content()
     del incomplete[key]

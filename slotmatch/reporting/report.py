@@ -1,9 +1,9 @@
 """From notebooks to the book: check parameters, execute once, record numbers, render.
 
-``python -m slotmatch.reporting.report`` executes every notebook into a copy of the book, renders that copy
-and prints the comparison table. Nothing is done twice: a notebook runs again only when it, its
-parameters, the package, its weights or a library changed, and the book is rendered again only when
-one of its pages did. The committed notebooks are never written to.
+``python -m slotmatch.reporting.report`` executes every notebook into a copy of the book, renders
+that copy and prints the comparison table. Nothing is done twice: a notebook runs again only when
+it, its parameters, the package, its weights or a library changed, and the book is rendered again
+only when one of its pages did. The committed notebooks are never written to.
 """
 
 import argparse
@@ -30,37 +30,23 @@ from pandas.io.formats.style import Styler
 from papermill.exceptions import PapermillExecutionError
 
 from slotmatch import paths
-from slotmatch.reporting.results import (
-    checksum,
-    comparison_table,
-    difference,
-    numbers,
-    read_results,
-    score_table,
-    write_results,
-)
-from slotmatch.settings import Size, check_choice, choices
+from slotmatch.reporting.results import comparison_table, read_results
+from slotmatch.settings import AT_LEAST_0, Rule, Size, check, check_choice, choices
 
 __all__ = [
     "Parameters",
     "TrainingParameters",
     "build_book",
     "check_parameters",
-    "checksum",
-    "comparison_table",
-    "difference",
-    "numbers",
-    "read_results",
     "record",
     "reproduce",
     "run_notebook",
-    "score_table",
     "table",
-    "write_results",
 ]
 
 MAIN_JOB = "03_distill"
 RESULTS_FILE = "results.json"
+TEXT = Rule("a text", lambda value: isinstance(value, str))
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -84,15 +70,9 @@ class Parameters:
 
     def __post_init__(self) -> None:
         """Refuse values that would only fail after minutes."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if type(value) is not field.type:  # so True is no int
-                kind = getattr(field.type, "__name__", field.type)
-                raise ValueError(f"{field.name}={value!r} is not of type {kind}")
+        texts = ("dataset", "backbone", "output")
+        check(self, [(TEXT, texts), (AT_LEAST_0, ("seed", "steps"))])
         check_choice("preset", self.preset, Size)
-        for name in ("seed", "steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} is negative; give 0 or more")
 
     @classmethod
     def from_notebook(cls, namespace: Mapping[str, Any], *, notebook: str) -> "Parameters":

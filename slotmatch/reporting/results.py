@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 
 from slotmatch import data, paths
-from slotmatch.paths import checksum  # noqa: F401
 from slotmatch.profiling import times_faster
 from slotmatch.reporting import stats
 
@@ -32,7 +31,7 @@ __all__ = [
     "write_results",
 ]
 
-REQUIRED = ("config", "seeds", "data", "models", "wall_seconds")
+REQUIRED = ("config", "seeds", "data", "models", "wall_seconds", "environment")
 REQUIRED_OF_DATA = ("name", "version", "split", "ids")
 PACKAGES = (
     "slotmatch",
@@ -132,7 +131,7 @@ def write_results(path: str | os.PathLike[str], content: Mapping[str, Any]) -> d
                     f"{name} has {len(values)} values of {metric} for {n_videos} videos; "
                     "give one a video, nan for a skipped one"
                 )
-    results = _plain({"environment": environment(), **content})
+    results = _plain(content)
     with paths.atomic(path) as temporary:
         temporary.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     return results
