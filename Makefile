@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help install reproduce book test test-fast check chromium
+.PHONY: help install reproduce book test test-fast check lock chromium
 .DEFAULT_GOAL := help
 
 help:
@@ -15,15 +15,17 @@ help:
 	@echo "make test       all tests: package, notebooks, book, browser"
 	@echo "make test-fast  the package's tests alone"
 	@echo "make check      style and types"
+	@echo "make lock       the newest versions that pyproject.toml allows, into requirements.lock"
 
 install: $(INSTALLED)
 
-# Torch and torchvision are pinned together in pyproject.toml, so one command finds a matching pair.
+# The versions in requirements.lock are those that the committed numbers come from.
 # Twice --quiet hides warnings, of which some package indexes cause hundreds; errors still show.
-$(INSTALLED): pyproject.toml
-	@echo "installing the packages of pyproject.toml into $(VENV): a few minutes, once"
+$(INSTALLED): pyproject.toml requirements.lock
+	@echo "installing the packages of requirements.lock into $(VENV): a few minutes, once"
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/python -m pip install --quiet --quiet --editable '.[book,onnx,test]'
+	@$(VENV)/bin/python -m pip install --quiet --quiet \
+	  --constraint requirements.lock --editable '.[book,onnx,test]'
 	@touch $@
 
 # Else glibc hands every large tensor back to the kernel: training steps took 1.5 times as long.
@@ -44,6 +46,14 @@ check: $(INSTALLED)
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
+
+# Writes requirements.lock anew: the newest versions that pyproject.toml allows, tried in a fresh
+# environment. Run `make test` and `make reproduce` before you commit it.
+lock:
+	@rm -rf _build/lock && $(PYTHON) -m venv _build/lock
+	@_build/lock/bin/python -m pip install --quiet '.[book,onnx,test]'
+	@_build/lock/bin/python -m pip freeze --exclude slotmatch | sort -f > requirements.lock
+	@rm -rf _build/lock
 
 # The tests of the rendered pages drive a Chromium. It is fetched only where that needs no questions.
 chromium:

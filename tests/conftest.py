@@ -1,8 +1,20 @@
-from collections.abc import Iterator, Mapping
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+
+from slotmatch.paths import NOTEBOOKS
+from slotmatch.reporting import report
+from slotmatch.reporting.results import read_results
 
 
 @pytest.fixture(scope="session")
@@ -10,3 +22,74 @@ def oracles() -> Iterator[Mapping[str, np.ndarray]]:
     """Expected values by key; tests/oracles/README.md says where they come from."""
     with np.load(Path(__file__).parent / "oracles" / "oracles.npz") as arrays:
         yield arrays
+
+
+@dataclass(frozen=True)
+class Book:
+    """What ``make reproduce`` leaves behind and prints, with the smallest runs."""
+
+    output: Path
+
+    def reproduce(self) -> str:
+        """Runs what is not up to date; what is printed."""
+        with redirect_stdout(io.StringIO()) as printed:
+            report.reproduce(preset="smoke", output=self.output)
+        return printed.getvalue()
+
+    @property
+    def html(self) -> Path:
+        return self.output / "_build" / "html"
+
+    def results(self, notebook: str) -> dict[str, Any]:
+        return read_results(self.output / "_build" / "runs" / notebook / "results.json")
+
+
+@pytest.fixture(scope="session")
+def printed_book(tmp_path_factory: pytest.TempPathFactory) -> tuple[Book, str]:
+    book = Book(tmp_path_factory.mktemp("book"))
+    return book, book.reproduce()
+
+
+@pytest.fixture(scope="session")
+def book(printed_book: tuple[Book, str]) -> Book:
+    """The real book, built once a session from the smallest runs of its notebooks."""
+    return printed_book[0]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A notebook run by papermill from a shell, in a folder of its own."""
+
+    folder: Path
+    code: int
+    out: str
+    err: str
+
+    def results(self) -> dict[str, Any]:
+        assert self.code == 0, self.err[-2000:]
+        (path,) = self.folder.glob("runs/*/results.json")
+        return read_results(path)
+
+
+@pytest.fixture(scope="session")
+def run_notebook(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+    """Runs a notebook by its name with ``name=value``, once a session for each such call.
+
+    ``data`` is the folder of data sets, where it is to be another than usual.
+    """
+
+    @cache
+    def run(notebook: str, *parameters: str, data: Path | None = None) -> Run:
+        folder = tmp_path_factory.mktemp(notebook)
+        given = [text for each in parameters for text in ("-p", *each.split("=", 1))]
+        done = subprocess.run(
+            [sys.executable, "-m", "papermill", str(NOTEBOOKS / f"{notebook}.ipynb"), "-", *given],
+            cwd=folder,
+            env=os.environ | ({"SLOTMATCH_DATA": str(data)} if data else {}),
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        return Run(folder, done.returncode, done.stdout, done.stderr)
+
+    return run

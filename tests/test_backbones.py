@@ -9,22 +9,25 @@ import timm
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_sample_image
 from torch import nn
 
-from slotmatch import backbones
+from slotmatch import paths
 from slotmatch.backbones import (
     RECIPES,
     EmbeddedRecipe,
     build,
     grid_side,
+    registry,
     resize_frames,
     spec,
     weights_checksum,
 )
+from slotmatch.backbones import embedded as embedded_module
+from slotmatch.backbones.base import TimmBackbone
 from slotmatch.backbones.embedded import Projection
-from slotmatch.backbones.spec import LITES
+from slotmatch.backbones.spec import IMAGENET_MEAN, IMAGENET_STD, LITES
 
 RGB = 12
 """Numbers a patch of the RGB part with 2x2 points."""
@@ -71,7 +74,7 @@ def test_published_encoders_are_those_of_the_paper():
         assert network.patch_embed.patch_size == (14, 14)
         assert (what.feature_dim, what.stride, what.native_size) == (width, 14, 518)
         assert not what.supervised
-        assert (what.mean, what.std) == (backbones.IMAGENET_MEAN, backbones.IMAGENET_STD)
+        assert (what.mean, what.std) == (IMAGENET_MEAN, IMAGENET_STD)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -190,7 +193,7 @@ def test_wrong_video_is_named(embedded, video, message):
 def test_frames_are_resized_and_normalised_as_the_teacher_was_trained(oracles):
     video = torch.from_numpy(oracles["data.video"]).permute(0, 3, 1, 2) / 255
     what = spec("dinov2_vits14")
-    backbone = backbones.TimmBackbone(what, nn.Identity(), 14, pretrained=False)
+    backbone = TimmBackbone(what, nn.Identity(), 14, pretrained=False)
     found = backbone.normalise(resize_frames(video, 16))
     expected = torch.from_numpy(oracles["data.movi_val.video_16"])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -211,7 +214,7 @@ def test_videos_of_another_size_are_resized_first(embedded):
 def test_embedded_weights_are_the_published_ones_and_see(lite):
     """A photograph of the Summer Palace is a palace (ImageNet class 698) to each network."""
     network = timm.create_model(LITES[lite].network, pretrained=False).eval()
-    backbones.load_lite(network, LITES[lite])
+    embedded_module.load_lite(network, LITES[lite])
     photograph = torch.from_numpy(load_sample_image("china.jpg")[:420, 110:530].copy())
     images = rearrange(photograph / 255, "h w c -> 1 c h w")
     images = F.interpolate(images, (224, 224), mode="bicubic", antialias=True).clamp(0, 1)
@@ -241,7 +244,7 @@ def test_missing_package_says_what_to_install(monkeypatch):
 
 
 def test_missing_constants_are_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(backbones.paths, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(paths, "WEIGHTS", tmp_path)
     with pytest.raises(RuntimeError, match=r"embedded_\w+\.safetensors is missing"):
         build("embedded", image_size=64)
 
@@ -257,11 +260,11 @@ def test_weights_that_do_not_pair_up_are_refused(monkeypatch, tmp_path):
     state = dict(network.state_dict())
     torch.save(dict(list(state.items())[:-1]), folder / "weights.pth")
     with pytest.raises(RuntimeError, match=rf"has {len(state) - 1} tensors, .* {len(state)}"):
-        backbones.load_lite(network, lite)
+        embedded_module.load_lite(network, lite)
     first = next(iter(state))
     torch.save(state | {first: torch.zeros(1)}, folder / "weights.pth")
     with pytest.raises(RuntimeError, match=rf"does not pair up .*{first} \(1,\) stands where"):
-        backbones.load_lite(network, lite)
+        embedded_module.load_lite(network, lite)
     assert weights_checksum(network) == before
 
 
@@ -292,7 +295,7 @@ def test_components_are_projections_of_the_last_stage():
     few = build(replace(RECIPE, stages=((4, 3),)), image_size=64)(video)[..., :3]
     ratio = (many[..., :3] * few).sum() / few.square().sum()
     torch.testing.assert_close(many[..., :3], ratio * few, rtol=1e-3, atol=1e-3)
-    stored = Projection.unpack(backbones.load_file(backbones.constants_path(RECIPE)))["stage4"]
+    stored = Projection.unpack(load_file(embedded_module.constants_path(RECIPE)))["stage4"]
     axes = stored.components[:, :24]
     torch.testing.assert_close(axes.T @ axes, torch.eye(24), rtol=0, atol=1e-5)
     projected = channels @ axes
@@ -309,7 +312,7 @@ def test_stages_stand_in_the_order_of_the_recipe():
 
 
 def test_position_code_tells_every_patch_apart():
-    code = backbones.position_code(4)
+    code = embedded_module.position_code(4)
     assert code.shape == (16, 8)
     torch.testing.assert_close(code.mean(0), torch.zeros(8), rtol=0, atol=1e-6)
     torch.testing.assert_close(code.square().mean(), torch.tensor(1.0))
@@ -330,7 +333,7 @@ def test_position_part_is_the_same_for_every_image():
     video = random_video()
     features = with_position(video)
     torch.testing.assert_close(features[..., :-8], without(video))
-    code = 0.5 * backbones.position_code(4)
+    code = 0.5 * embedded_module.position_code(4)
     torch.testing.assert_close(features[..., -8:], code.expand(1, 2, 16, 8))
 
 
@@ -367,7 +370,7 @@ def test_parts_have_unit_variance_on_the_embedded_data(name):
 @pytest.mark.slow
 def test_constants_come_out_of_the_same_frames_again():
     frames = random_video(t=4, side=64)[0]
-    first, again = (backbones.fit_constants(RECIPE, frames) for _ in range(2))
+    first, again = (embedded_module.fit_constants(RECIPE, frames) for _ in range(2))
     assert set(first) == {"rgb", *(f"stage{i}" for i in range(5))}
     for part, projection in first.items():
         assert len(projection.variance) == min(64, len(projection.mean))
@@ -423,7 +426,7 @@ def test_tiny_dinov2_equals_the_reference(oracles):
     }
     network.load_state_dict(weights)
     what = replace(spec("dinov2_vits14"), feature_dim=16, mean=(0.0,) * 3, std=(1.0,) * 3)
-    backbone = backbones.TimmBackbone(what, network, 70, pretrained=True).double()
+    backbone = TimmBackbone(what, network, 70, pretrained=True).double()
     found = backbone.patch_features(torch.from_numpy(oracles["vit.native70.image"]))
     torch.testing.assert_close(found, torch.from_numpy(oracles["vit.native70.features"]))
 
@@ -455,7 +458,7 @@ def test_no_hub_is_told_at_once(no_copy, monkeypatch):
 
 class Answering:
     def head(self, url, *, timeout):
-        assert timeout == backbones.HUB_TIMEOUT
+        assert timeout == registry.HUB_TIMEOUT
 
 
 def test_a_download_that_fails_is_told_too(no_copy, monkeypatch):

@@ -13,20 +13,15 @@ from urllib.parse import unquote, urlsplit
 import nbformat
 import pytest
 import yaml
+from conftest import Book
 from playwright.sync_api import Page, sync_playwright
-from smoke_book import SmokeBook, reproduce, smoke_book
 
 from slotmatch.paths import NOTEBOOKS, REPOSITORY
-from slotmatch.reporting.results import comparison_table, numbers, read_results
+from slotmatch.reporting.results import comparison_table, numbers
 
 pytestmark = pytest.mark.slow
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-
-
-@pytest.fixture(scope="module")
-def book() -> SmokeBook:
-    return smoke_book()
 
 
 class Element(NamedTuple):
@@ -56,7 +51,7 @@ def documents() -> list[str]:
     return [contents["root"], *chapters]
 
 
-def pages(book: SmokeBook) -> list[Path]:
+def pages(book: Book) -> list[Path]:
     return [book.html / f"{name}.html" for name in documents()]
 
 
@@ -65,13 +60,12 @@ def text(page: Path) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", page.read_text()))
 
 
-def test_every_page_is_there_and_the_front_page_leads_to_the_first(book: SmokeBook) -> None:
+def test_every_page_is_there_and_the_front_page_leads_to_the_first(book: Book) -> None:
     assert [page for page in pages(book) if not page.is_file()] == []
-    assert book.page == book.html / "index.html"
-    assert "book/intro.html" in book.page.read_text()
+    assert "book/intro.html" in (book.html / "index.html").read_text()
 
 
-def test_nothing_is_loaded_from_elsewhere(book: SmokeBook) -> None:
+def test_nothing_is_loaded_from_elsewhere(book: Book) -> None:
     loading = {"script": "src", "link": "href", "img": "src", "iframe": "src", "source": "src"}
     foreign = [
         (page.name, element)
@@ -83,7 +77,7 @@ def test_nothing_is_loaded_from_elsewhere(book: SmokeBook) -> None:
     assert foreign == []
 
 
-def test_every_link_between_pages_and_to_files_leads_somewhere(book: SmokeBook) -> None:
+def test_every_link_between_pages_and_to_files_leads_somewhere(book: Book) -> None:
     broken = []
     for page in pages(book):
         for element in elements(page):
@@ -102,8 +96,8 @@ def test_every_link_between_pages_and_to_files_leads_somewhere(book: SmokeBook) 
     assert broken == []
 
 
-def test_the_numbers_in_the_text_are_those_of_the_run(book: SmokeBook) -> None:
-    quoted = numbers(read_results(book.runs / "03_distill" / "results.json"))
+def test_the_numbers_in_the_text_are_those_of_the_run(book: Book) -> None:
+    quoted = numbers(book.results("03_distill"))
     source = (REPOSITORY / "book" / "intro.md").read_text()
     keys = re.findall(r"03_distill\.ipynb::(\w+):([^`]+)`", source)
     assert len(keys) >= 8
@@ -112,13 +106,13 @@ def test_the_numbers_in_the_text_are_those_of_the_run(book: SmokeBook) -> None:
         assert format(quoted[key], form) in intro, key
 
 
-def test_what_is_printed_is_the_table_and_the_page_to_open(book: SmokeBook) -> None:
-    results = read_results(book.runs / "03_distill" / "results.json")
-    assert comparison_table(results).to_string() in book.printed
-    assert book.printed.endswith(f"Open {book.page}\n")
+def test_what_is_printed_is_the_table_and_the_page_to_open(printed_book: tuple[Book, str]) -> None:
+    book, printed = printed_book
+    assert comparison_table(book.results("03_distill")).to_string() in printed
+    assert printed.endswith(f"Open {book.html / 'index.html'}\n")
 
 
-def test_downloads_are_the_executed_notebooks(book: SmokeBook) -> None:
+def test_downloads_are_the_executed_notebooks(book: Book) -> None:
     names = [path.name for path in sorted(NOTEBOOKS.glob("*.ipynb"))]
     assert names
     for name in names:
@@ -131,29 +125,29 @@ def test_downloads_are_the_executed_notebooks(book: SmokeBook) -> None:
         assert str(book.output) not in json.dumps(served), name
 
 
-def test_the_bibliography_holds_every_reference(book: SmokeBook) -> None:
+def test_the_bibliography_holds_every_reference(book: Book) -> None:
     entries = re.findall(r"^@", (REPOSITORY / "book/references.bib").read_text(), re.MULTILINE)
     page = book.html / "book" / "references.html"
     listed = [e for e in elements(page) if "citation" in e.attributes.get("class", "").split()]
     assert len(listed) == len(entries)
 
 
-def test_search_knows_every_page(book: SmokeBook) -> None:
+def test_search_knows_every_page(book: Book) -> None:
     index = (book.html / "searchindex.js").read_text()
     for name in documents():
         assert f'"{name}"' in index
 
 
-def test_a_second_run_does_no_work(book: SmokeBook) -> None:
-    before = book.page.stat().st_mtime_ns
-    again = reproduce()
+def test_a_second_run_does_no_work(book: Book) -> None:
+    page = book.html / "index.html"
+    before = page.stat().st_mtime_ns
     n_jobs = len(list(NOTEBOOKS.glob("*.ipynb"))) + 1
-    assert again.printed.count("up to date") == n_jobs
-    assert book.page.stat().st_mtime_ns == before
+    assert book.reproduce().count("up to date") == n_jobs
+    assert page.stat().st_mtime_ns == before
 
 
 @pytest.fixture(scope="module")
-def browser_page(book: SmokeBook) -> Iterator[tuple[Page, list[str]]]:
+def browser_page(book: Book) -> Iterator[tuple[Page, list[str]]]:
     """A Chromium page and the list of the addresses outside the disk that it asked for."""
     if CHROMIUM is None:
         pytest.fail("there is no Chromium: apt-get install chromium")
@@ -176,7 +170,7 @@ def browser_page(book: SmokeBook) -> Iterator[tuple[Page, list[str]]]:
 
 
 def test_formulas_are_drawn_without_a_network(
-    book: SmokeBook, browser_page: tuple[Page, list[str]]
+    book: Book, browser_page: tuple[Page, list[str]]
 ) -> None:
     page, asked = browser_page
     page.goto((book.html / "book" / "method.html").as_uri())
@@ -186,9 +180,7 @@ def test_formulas_are_drawn_without_a_network(
     assert asked == []
 
 
-def test_search_finds_without_a_network(
-    book: SmokeBook, browser_page: tuple[Page, list[str]]
-) -> None:
+def test_search_finds_without_a_network(book: Book, browser_page: tuple[Page, list[str]]) -> None:
     page, asked = browser_page
     page.goto((book.html / "search.html").as_uri() + "?q=predictor")
     page.wait_for_selector("#search-results li a")

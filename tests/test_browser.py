@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from slotmatch import browser as browser_module
 from slotmatch import palette
 from slotmatch.browser import SlotBrowser, browse
+from slotmatch.browser import widget as browser_module
 
 HOSTILE = '</script><!--<img src=x onerror=alert(1)> & "quoted" $\\frac'
 CHROMIUM_OPTIONS = [

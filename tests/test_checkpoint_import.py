@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from slotmatch import backbones
+from slotmatch.backbones import registry
 from slotmatch.model import PRESETS, ModelConfig, VideoSlotModel, from_slotcontrast, load, save
 from slotmatch.model.slotcontrast import describe
 
@@ -231,7 +231,7 @@ def test_an_imported_model_saved_alone_finds_its_backbone_at_the_publishers(
     published["norm.weight"] = torch.full_like(published["norm.weight"], 7.0)
     file = tmp_path / "dinov2.safetensors"
     save_file(published, file)
-    monkeypatch.setattr(backbones, "_weights_source", lambda *_: {"file": str(file)})
+    monkeypatch.setattr(registry, "_weights_source", lambda *_: {"file": str(file)})
     again, video = load(path), torch.rand((1, 1, 3, 56, 56))
     assert torch.equal(again(video).masks, model(video).masks)
     published["blocks.11.norm2.bias"] = published["blocks.11.norm2.bias"] + 1

@@ -63,7 +63,7 @@ def test_a_lighter_student_starts_from_all_that_still_fits() -> None:
 
 @pytest.mark.parametrize("width", [0, -64, 64.0])
 def test_a_width_has_to_be_a_positive_number_of_units(width: Any) -> None:
-    with pytest.raises(ValueError, match="decoder_hidden must be a positive integer"):
+    with pytest.raises(ValueError, match="decoder_hidden must be a whole number of 1 or more"):
         lighter(select("mini", "minimovi_a"), width)
 
 

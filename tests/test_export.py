@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from slotmatch import data, paths
+from slotmatch import data, extras, paths
 from slotmatch.model import ModelConfig, VideoSlotModel, load
 from slotmatch.sharing import onnx as export
 from slotmatch.sharing.onnx import OnnxModel, export_onnx
@@ -159,7 +159,7 @@ def test_missing_packages_name_the_command(
     tiny: tuple[VideoSlotModel, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, path = tiny
-    monkeypatch.setattr(export, "find_spec", lambda _: None)
+    monkeypatch.setattr(extras, "find_spec", lambda _: None)
     with pytest.raises(RuntimeError, match=r"onnx and onnxscript: pip install 'slotmatch\[onnx\]'"):
         export_onnx(model, tmp_path / "m.onnx")
     with pytest.raises(RuntimeError, match=r"needs onnxruntime: pip install 'slotmatch\[onnx\]'"):

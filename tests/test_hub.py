@@ -15,7 +15,6 @@ from draws import normal
 from hub_server import TOKEN, Hub, Repository, running
 from huggingface_hub import ModelCard
 
-from slotmatch import sharing
 from slotmatch.__main__ import main
 from slotmatch.experiments import MINI_STUDENT
 from slotmatch.model import PRESETS, ModelConfig, VideoSlotModel, load, save
@@ -179,14 +178,10 @@ def test_a_card_says_where_the_backbone_is_from_and_what_it_saw() -> None:
     assert ModelCard(mini).data.base_model is None
 
 
-def test_the_citation_is_the_projects() -> None:
-    paper = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())["preferred-citation"]
-    cited = " ".join(sharing.CITATION.replace("{", "").replace("}", "").split())
-    assert paper["title"] in cited
-    assert paper["url"] in cited
-    assert str(paper["year"]) in cited
-    for author in paper["authors"]:
-        assert author["given-names"] in cited
+def test_the_citation_is_the_readmes(model: VideoSlotModel) -> None:
+    readme = (REPOSITORY / "README.md").read_text()
+    cited = readme[readme.index("@article{") :].partition("```")[0]
+    assert cited in model_card(model, title="a model")
 
 
 # The hub

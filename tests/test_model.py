@@ -339,8 +339,8 @@ def test_video_goes_through_the_frozen_backbone() -> None:
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"n_slots": 0}, "n_slots must be a positive integer, got 0"),
-        ({"slot_dim": 8.0}, r"slot_dim must be a positive integer, got 8\.0"),
+        ({"n_slots": 0}, "n_slots must be a whole number of 1 or more, got 0"),
+        ({"slot_dim": 8.0}, r"slot_dim must be a whole number of 1 or more, got 8\.0"),
         ({"slot_dim": 10}, "slot_dim 10 is not divisible by n_heads 4"),
         ({"gru_state": "x"}, r"gru_state must be one of \('normalised', 'raw'\), got 'x'"),
         ({"initial_slots": "x"}, r"one of \('learned', 'sampled'\)"),

@@ -7,7 +7,13 @@ import torch.nn.functional as F
 
 from slotmatch.backbones import resize_frames
 from slotmatch.data import NAMES, Clip
-from slotmatch.data.preprocessing import PREPROCESSING, Preprocessing, centre_offset, clip_starts
+from slotmatch.data.preprocessing import (
+    PREPROCESSING,
+    Preprocessing,
+    centre_offset,
+    clip_starts,
+    unit_floats,
+)
 
 MEAN, STD = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # ImageNet's, of R, G and B
 
@@ -28,6 +34,15 @@ def places(n_frames: int, height: int, width: int) -> np.ndarray:
     video[..., 0] = np.arange(height)[:, None]
     video[..., 1] = np.arange(width)
     return video
+
+
+def evaluated(prepare: Preprocessing, clip: Clip) -> Clip:
+    """A clip as it is scored: cut, then its frames resized to floats (T,S,S,3) in [0, 1]."""
+    clip = prepare.crop(clip)
+    if prepare.size is None:
+        return clip
+    frames = unit_floats(torch.from_numpy(clip.video.copy()).permute(0, 3, 1, 2))
+    return replace(clip, video=prepare.resize(frames).permute(0, 2, 3, 1).numpy())
 
 
 def test_clips_start_where_the_reference_cuts_them(oracles):
@@ -67,7 +82,7 @@ def test_centre_crops_start_where_the_reference_has_them(oracles):
 
 def test_evaluation_of_movi_is_the_references(oracles):
     clip = clip_of(oracles["data.video"], oracles["data.movi_labels"][..., 0].astype(np.int32))
-    found = replace(PREPROCESSING["movi_e"], size=16).evaluation(clip)
+    found = evaluated(replace(PREPROCESSING["movi_e"], size=16), clip)
     expected = oracles["data.movi_val.video_16"].transpose(0, 2, 3, 1)
     np.testing.assert_allclose((found.video - MEAN) / STD, expected, atol=1e-5)
     np.testing.assert_array_equal(found.labels, oracles["data.movi_val.segmentations_16"].argmax(1))
@@ -77,7 +92,7 @@ def test_evaluation_of_movi_is_the_references(oracles):
 
 def test_labels_take_the_nearest_pixel_and_keep_their_numbers():
     labels = np.array([[[1, 70_000, 3], [-4, 5, 6]]], np.int32)
-    found = Preprocessing(4).evaluation(clip_of(noise(1, 2, 3), labels)).labels
+    found = evaluated(Preprocessing(4), clip_of(noise(1, 2, 3), labels)).labels
     # the centres of 4 pixels lie at 3/8, 9/8, 15/8, 21/8 of 3 columns, and at 1/4 ... of 2 rows
     row, other = [1, 70_000, 70_000, 3], [-4, 5, 5, 6]
     assert found.tolist() == [[row, row, other, other]]
@@ -88,22 +103,22 @@ def test_evaluation_cuts_the_middle_before_it_resizes():
     labels[:, :, 1] = 8  # outside the square of columns 2 to 7
     labels[:, 2, 2] = 9
     clip = clip_of(video, labels)
-    whole = Preprocessing(6, "crop").evaluation(clip)
+    whole = evaluated(Preprocessing(6, "crop"), clip)
     np.testing.assert_allclose(whole.video * 255, video[:, :, 2:8], atol=1e-4)
     assert np.unique(whole.labels).tolist() == [0, 9]
     assert whole.labels[0, 2, 0] == 9
-    large = Preprocessing(12, "crop").evaluation(clip)
+    large = evaluated(Preprocessing(12, "crop"), clip)
     square = torch.from_numpy(video[:, :, 2:8]).permute(0, 3, 1, 2) / 255
     expected = F.interpolate(square, (12, 12), mode="bicubic").clamp(0, 1).permute(0, 2, 3, 1)
     np.testing.assert_allclose(large.video, expected, atol=1e-6)
-    tall = Preprocessing(6, "crop").evaluation(clip_of(places(1, 11, 6)))
+    tall = evaluated(Preprocessing(6, "crop"), clip_of(places(1, 11, 6)))
     np.testing.assert_allclose(tall.video[0, :, 0, 0] * 255, np.arange(2, 8), atol=1e-4)
 
 
 def test_frames_cut_first_and_resized_later_are_the_same():
     prepare = Preprocessing(9, "crop", label_size=5)
     clip = clip_of(noise(2, 6, 11))
-    cut, whole = prepare.crop(clip), prepare.evaluation(clip)
+    cut, whole = prepare.crop(clip), evaluated(prepare, clip)
     assert (cut.video.dtype, cut.video.shape) == (np.uint8, (2, 6, 6, 3))
     assert cut.labels.shape == whole.labels.shape == (2, 5, 5)
     late = prepare.resize(torch.from_numpy(cut.video).permute(0, 3, 1, 2) / 255)
@@ -185,7 +200,7 @@ def test_every_data_set_has_its_preprocessing():
 
 def test_embedded_clips_stay_what_they_are():
     clip = clip_of(noise(2, 5, 5))
-    found = PREPROCESSING["minimovi_a"].evaluation(clip)
+    found = evaluated(PREPROCESSING["minimovi_a"], clip)
     assert found.video is clip.video
     assert found.labels is clip.labels
     frames = PREPROCESSING["minimovi_a"].train(clip.video, np.random.default_rng(0))
@@ -195,10 +210,13 @@ def test_embedded_clips_stay_what_they_are():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"size": 0}, "size must be a whole number of pixels or None, got 0"),
+        ({"size": 0}, "size must be a whole number of 1 or more or None, got 0"),
         ({"size": 8, "square": "pad"}, "square must be one of .*'crop'.*got 'pad'"),
         ({"size": 8, "interpolation": "nearest"}, "interpolation must be one of .*got 'nearest'"),
-        ({"size": 8, "flip_probability": 1.5}, "flip_probability must be from 0 to 1, got 1.5"),
+        (
+            {"size": 8, "flip_probability": 1.5},
+            "flip_probability must be a number from 0 to 1, got 1.5",
+        ),
         ({"size": 8, "shrink": 2.5}, "shrink must be a whole number"),
         ({"size": None, "square": "crop"}, "need a size"),
         ({"size": None, "label_size": 8}, "need a size"),
@@ -214,6 +232,6 @@ def test_videos_and_labels_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"uint8 \(T,H,W,3\).*float64 \(2, 4, 4, 3\)"):
         prepare.train(np.zeros((2, 4, 4, 3)), np.random.default_rng(0))
     with pytest.raises(ValueError, match="with a frame or more"):
-        prepare.evaluation(clip_of(noise(0, 4, 4)))
+        evaluated(prepare, clip_of(noise(0, 4, 4)))
     with pytest.raises(ValueError, match=r"made/0 has labels \(1, 4, 4\) for a video"):
-        prepare.evaluation(clip_of(noise(2, 4, 4), np.zeros((1, 4, 4), np.int32)))
+        evaluated(prepare, clip_of(noise(2, 4, 4), np.zeros((1, 4, 4), np.int32)))

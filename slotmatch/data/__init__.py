@@ -17,6 +17,7 @@ from slotmatch.data.catalogue import (
     splits_of,
 )
 from slotmatch.data.clips import Clip, HasVideo
+from slotmatch.extras import require
 
 __all__ = [
     "EMBEDDED",
@@ -30,6 +31,15 @@ __all__ = [
     "splits_of",
     "version",
 ]
+
+
+NEEDS = {
+    "minimovi": ("joblib", "pybullet"),
+    "movi": ("google_crc32c", "google.protobuf"),
+    "ytvis": ("pycocotools",),
+    "davis": (),
+}
+"""What each reader imports beyond the core."""
 
 
 def open(
@@ -85,4 +95,6 @@ def check(name: str, root: str | PathLike[str] | None = None) -> Report:
 
 def _reader(name: str) -> Any:
     """The module that reads a data set, imported only now: each needs packages of its own."""
-    return import_module(f"slotmatch.data.{DATASETS[name].reader}")
+    reader = DATASETS[name].reader
+    require("data", *NEEDS[reader])
+    return import_module(f"slotmatch.data.{reader}")

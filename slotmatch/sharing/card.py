@@ -9,9 +9,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from timm.models import get_pretrained_cfg
 
@@ -23,78 +25,6 @@ from slotmatch.reporting.results import SCORES, numbers
 
 CONFIG, CARD = "config.json", "README.md"
 TAGS = ("object-centric-learning", "slot-attention", "unsupervised", "video-segmentation")
-CITATION = """\
-@article{slotmatch,
-  title   = {{SlotMatch}: Distilling Object-Centric Representations for Unsupervised Video
-             Segmentation},
-  author  = {Grigore, Diana-Nicoleta and Madan, Neelu and M{\\o}gelmose, Andreas and
-             Moeslund, Thomas B. and Ionescu, Radu Tudor},
-  journal = {arXiv preprint arXiv:2508.03411},
-  year    = {2025},
-  url     = {https://arxiv.org/abs/2508.03411},
-}"""
-BODY = """\
-# {title}
-
-{about}
-
-RGB video in, one label map for each frame out: which of {n_slots} slots owns a pixel. A slot keeps
-its number through a video, so it follows an object; the number means nothing beyond that. No class
-is named. Made with [slotmatch](https://github.com/slotmatch/slotmatch) {version}, an independent
-reimplementation of SlotMatch.
-
-## How to use it
-
-```python
-from slotmatch import segment
-from slotmatch.model import load
-
-model = load("{address}")
-labels = segment("my_video.mp4", model)  # uint8 (T, H, W)
-```
-
-Loading reads safetensors and JSON and runs no code from here.
-
-## Intended use
-
-Research on and teaching of object-centric learning: comparing methods on the data below, looking
-at slots, starting a distillation. Not meant for any decision about people, for measuring or safety,
-or for anything else where a wrong mask matters to someone.
-
-## Model
-
-{model}
-
-{backbone}
-
-## Training
-
-{training}
-
-## Scores
-
-{scores}
-
-## Limits
-
-* Scores hold for the data named above. On other videos expect worse masks, the more so the less
-  they look like the training data.
-* Objects that touch may share a slot, a large one may be divided, and a slot may pass to another
-  object after an occlusion. More objects than the {n_slots} slots cannot be told apart.
-* Masks are drawn on a grid of {n_patches} patches and enlarged: thin and small parts are lost.
-* Intervals come from resampling the scored videos. They do not cover another training seed.
-{supervision}
-## Licence
-
-These weights: {licence}. The backbone's: see its provenance above. The data that the model was
-trained and scored on keep the terms of their publishers.
-
-## Citation
-
-```bibtex
-{citation}
-```
-"""
 
 
 def model_card(
@@ -115,7 +45,7 @@ def model_card(
         title: its heading.
         address: what ``load`` is to be given in the example.
         about: a sentence or two on what the model is and where it comes from.
-        results: what ``slotmatch.results.read_results`` gave, for scores and training settings.
+        results: what ``slotmatch.reporting.results.read_results`` gave, for scores and training settings.
         entry: which of the models in there this is. May be left out if there is one, or one with
             the checksum of these weights.
         sha256: checksum of the file with the weights.
@@ -127,7 +57,7 @@ def model_card(
     """
     config = model.config
     name = None if results is None else _entry(results, model, entry, sha256)
-    body = BODY.format(
+    body = _shipped("card.md").format(
         title=title,
         about=about
         or "A slot model that finds and follows objects in video, trained without masks.",
@@ -146,7 +76,7 @@ def model_card(
             else ""
         ),
         licence=licence,
-        citation=CITATION,
+        citation=_citation(),
     )
     front = ModelCardData(
         license=licence,
@@ -231,6 +161,25 @@ def _entry(
 
 def _n_parameters(model: VideoSlotModel) -> int:
     return profiling.count_parameters(model)["total"][0]
+
+
+def _shipped(name: str) -> str:
+    return (files("slotmatch.sharing") / name).read_text(encoding="utf-8")
+
+
+def _citation() -> str:
+    """The paper as a BibTeX entry, from CITATION.cff, which says what to cite."""
+    paper = yaml.safe_load(_shipped("CITATION.cff"))["preferred-citation"]
+    names = [f"{who['family-names']}, {who['given-names']}" for who in paper["authors"]]
+    entries = {
+        "title": paper["title"],
+        "author": " and ".join(names).replace("ø", "{\\o}"),
+        "journal": paper["journal"],
+        "year": paper["year"],
+        "url": paper["url"],
+    }
+    lines = [f"  {name:<7} = {{{value}}}," for name, value in entries.items()]
+    return "\n".join(["@article{slotmatch,", *lines, "}"])
 
 
 def _facts(model: VideoSlotModel, sha256: str | None) -> list[tuple[str, str]]:

@@ -17,7 +17,6 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from slotmatch import paths
+from slotmatch.extras import require
 from slotmatch.model import VideoSlotModel
 from slotmatch.model.modules import LearnedSlots
 
@@ -64,7 +64,7 @@ def export_onnx(model: VideoSlotModel, path: str | os.PathLike[str]) -> Path:
             f'initial slots "{config.initial_slots}" are drawn anew for every video, which a file '
             'cannot do: export a model with initial_slots="learned"'
         )
-    _require("onnx", "onnxscript")
+    require("onnx", "onnx", "onnxscript")
     side = model.backbone.image_size
     example = (
         torch.zeros(1, 3, side, side),
@@ -144,7 +144,7 @@ class OnnxModel:
 
     def __init__(self, path: str | os.PathLike[str], *, n_threads: int = 0) -> None:
         """``n_threads``: threads within an operation; 0: one for each core."""
-        _require("onnxruntime")
+        require("onnx", "onnxruntime")
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -183,9 +183,3 @@ class OnnxModel:
             state = output["next_state"]
             masks.append(output["masks"])
         return np.concatenate(masks)
-
-
-def _require(*packages: str) -> None:
-    missing = [package for package in packages if find_spec(package) is None]
-    if missing:
-        raise RuntimeError(f"this needs {' and '.join(missing)}: pip install 'slotmatch[onnx]'")
