@@ -1,26 +1,25 @@
 """The lighter student, and the page that counts and measures what models cost."""
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import nbformat
+import pandas as pd
 import pytest
-from smoke_book import smoke_book
+from conftest import Book, Run
 
-from slotmatch.experiments import lighter, select
+from slotmatch import paths
+from slotmatch.experiments import decoders, lighter, select
 from slotmatch.model import VideoSlotModel, start_from
-from slotmatch.paths import NOTEBOOKS
 from slotmatch.profiling import count_parameters
+from slotmatch.reporting import efficiency
 from slotmatch.reporting.report import TrainingParameters
 from slotmatch.reporting.results import read_results
 
-NOTEBOOK = NOTEBOOKS / "05_efficiency.ipynb"
 LIGHTER = ["student, decoder 64", "student, decoder 32"]
 
 
@@ -84,79 +83,141 @@ def test_whether_to_train_is_a_parameter_of_its_own() -> None:
         )
 
 
-def test_committed_without_outputs() -> None:
-    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
-        if cell.cell_type == "code":
-            assert cell.outputs == []
-            assert cell.execution_count is None
+# The tables
+
+
+@pytest.fixture(scope="module")
+def counts() -> efficiency.Counts:
+    return efficiency.count(efficiency.MEASURED)
 
 
 @cache
-def trained() -> dict[str, Any]:
-    """The result file of the page with three steps of training, told to train."""
-    smoke_book()  # its videos and features are in the cache now
-    with TemporaryDirectory() as folder:
-        parameters = ["-p", "preset", "smoke", "-p", "steps", "3", "-p", "train", "True"]
-        command = [sys.executable, "-m", "papermill", str(NOTEBOOK), "-", *parameters]
-        run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
-        assert run.returncode == 0, run.stderr[-2000:]
-        output = Path(folder) / "runs" / "05_efficiency.minimovi_a.smoke.seed0"
-        for name in ("student", "student-64", "student-32"):
-            assert (output / f"{name}.safetensors").is_file()
-        return read_results(output / "results.json")
+def measured() -> dict[str, Any]:
+    return read_results(paths.RESULTS / "benchmarks" / "results.json")
 
 
-@pytest.mark.slow
-def test_the_page_counts_the_papers_sizes() -> None:
-    results = read_results(smoke_book().runs / "05_efficiency" / "results.json")
-    full = results["full size"]
-    totals = {
-        name: [full[name][role]["parameters"]["total"] for role in ("teacher", "student")]
-        for name in ("movi_e", "ytvis2021")
+def test_the_papers_sizes_are_counted(counts: efficiency.Counts) -> None:
+    table = efficiency.parameter_table(counts)
+    assert list(table.loc["total"]) == ["91,533,313", "25,631,617", "91,023,553", "25,171,009"]
+    assert list(table["movi_e"].loc["trainable"]) == ["4,953,601", "3,575,425"]
+    flops = efficiency.flops_table(counts)
+    plain = flops[["GFLOP, plain teacher", "GFLOP, plain student"]]
+    assert list(plain.loc["movi_e"]) == pytest.approx([164.6, 76.7], rel=0.01)
+    assert list(plain.loc["ytvis2021"]) == pytest.approx([363.2, 143.4], rel=0.01)
+    assert list(flops["times fewer parameters"]) == pytest.approx([3.571, 3.616], abs=1e-3)
+    assert flops.loc["movi_e", "times fewer FLOPs, plain"] == pytest.approx(
+        164.57 / 76.74, rel=1e-3
+    )
+    share = efficiency.decoder_share(counts).squeeze()
+    own = counts.plain["movi_e", "student"]
+    assert share["movi_e"] == pytest.approx(100 * own["decoder"] / own["total"])
+    record = counts.record()["movi_e"]["student"]
+    assert record["flops, plain"] == own
+    assert record["parameters"]["total"] == 25_631_617
+
+
+def test_the_committed_counts_are_todays(counts: efficiency.Counts) -> None:
+    committed = read_results(paths.RESULTS / "lighter" / "results.json")
+    for name, own in counts.record().items():
+        assert committed["full size"][name] == own, name
+
+
+def test_narrower_students_cost_less(counts: efficiency.Counts) -> None:
+    students = efficiency.narrower(("movi_e",))
+    costs = [own.gflop for own in students["movi_e"].values()]
+    assert costs == sorted(costs, reverse=True)
+    assert costs[0] == pytest.approx(counts.fast["movi_e", "student"]["total"] / 1e9)
+    table = efficiency.narrower_table(students, counts)
+    first, *_, last = table.index
+    assert (first[1], last[1]) == ("decoder width 1024", "attention masks, no decoder")
+    assert table.loc[first, "times fewer parameters"] == pytest.approx(91_533_313 / 25_631_617)
+    assert table.loc[last, "times fewer FLOPs"] == pytest.approx(164.57 / costs[-1], rel=1e-3)
+
+
+def test_times_stand_with_their_machine_and_their_baseline(tmp_path: Path) -> None:
+    if efficiency.torch.cuda.is_available():
+        pytest.skip("with a GPU the benchmarks are run, which takes minutes")
+    found, origin = efficiency.benchmarks(tmp_path / "benchmarks.json")
+    assert (found, origin) == (measured(), "committed")
+    assert efficiency.machine(found) == "AMD EPYC, 2 threads of 2 cores, torch 2.14.1"
+    table = efficiency.benchmark_table(found["measurements"]["a"][0])
+    row = table.loc["fast student"]
+    assert row["parameters"] == "25,631,617"
+    assert row["ms per frame"] == "600.8"
+    assert row["times faster than plain teacher"] == "2.51 [2.39, 2.70]"
+
+
+def test_a_speed_up_is_the_median_ratio_of_the_turns() -> None:
+    ways = {"plain teacher": [8, 8, 8], "plain student": [4, 2, 8], "fast teacher": [6, 6, 6]}
+    ways["fast student"] = [3, 3, 3]
+    turns = {way: [{"total": time} for time in times] for way, times in ways.items()}
+    found = efficiency.speedups(
+        {"measurements": {"a": [{"title": "(a) inference, movi_e", "turns": turns}]}}
+    )
+    assert found == {
+        "movi_e": {
+            "times faster": "2.00 [1.50, 3.00]",
+            "times faster, both fast": "2.00 [2.00, 2.00]",
+            "times faster, fast student, plain teacher": "2.67 [2.67, 2.67]",
+        }
     }
-    assert totals == {"movi_e": [91_533_313, 25_631_617], "ytvis2021": [91_023_553, 25_171_009]}
-    plain = {
-        name: [full[name][role]["flops, plain"]["total"] / 1e9 for role in ("teacher", "student")]
-        for name in totals
+
+
+def test_what_is_reported_stands_apart_from_what_was_measured(counts: efficiency.Counts) -> None:
+    here = efficiency.claims(counts, measured())
+    assert {name: own["times fewer parameters"] for name, own in here.items()} == {
+        "movi_e": "3.57",
+        "ytvis2021": "3.62",
     }
-    assert plain["movi_e"] == pytest.approx([164.6, 76.7], rel=0.01)
-    assert plain["ytvis2021"] == pytest.approx([363.2, 143.4], rel=0.01)
-    for name, ways in results["lighter, full size"].items():
-        costs = [entry["gflop"] for entry in ways.values()]
-        assert costs == sorted(costs, reverse=True), name
-        assert costs[0] == pytest.approx(full[name]["student"]["flops, fast"]["total"] / 1e9)
+    table = efficiency.claims_table(here)
+    assert list(table["reported"].squeeze()) == ["3.6", "up to 2.7 (1.9 in version 1)", "-", "-"]
+    ours = table["counted and measured here"]
+    assert list(ours["movi_e"]) == list(here["movi_e"].values())
+
+
+def test_scores_of_lighter_students_are_compared_with_the_student() -> None:
+    found = decoders.committed_students(select("mini", "minimovi_a"))
+    table = efficiency.lighter_table(found)
+    assert list(table.index) == ["teacher", "student", *LIGHTER, "student, attention masks"]
+    assert table.loc["student", "FG-ARI against the student"] == "-"
+    assert table.loc["student, attention masks", "FG-ARI against the student"][0] == "+"
+    assert table.loc["teacher", "times faster than the teacher"] == "-"
+    assert table.loc["student", "times faster than the teacher"] == "5.10 [5.04, 5.32]"
+
+
+def test_committed_scores_of_another_recipe_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"another teacher, recipe or data version.*-p train True"):
+        decoders.committed_students(select("mini", "minimovi_a", steps=5))
+
+
+# The page
 
 
 @pytest.mark.slow
-def test_what_is_reported_stands_apart_from_what_was_measured() -> None:
-    claims = read_results(smoke_book().runs / "05_efficiency" / "results.json")["claims"]
-    assert claims["reported"]["times fewer parameters"] == "3.6"
-    assert claims["reported"]["times faster"].startswith("up to 2.7")
-    here = {name: own["times fewer parameters"] for name, own in claims["here"].items()}
-    assert here == {"movi_e": "3.57", "ytvis2021": "3.62"}
-    assert "threads" in claims["measured"]
-
-
-@pytest.mark.slow
-def test_lighter_students_are_trained_when_told_to() -> None:
-    results = trained()
+def test_lighter_students_are_trained_when_told_to(run_notebook: Callable[..., Run]) -> None:
+    run = run_notebook("05_efficiency", "preset=smoke", "steps=3", "train=True")
+    results = run.results()
+    assert nbformat.reads(run.out, as_version=4).cells
+    output = run.folder / "runs" / "05_efficiency.minimovi_a.smoke.seed0"
+    for name in ("student", "student-64", "student-32"):
+        file = output / f"{name}.safetensors"
+        title = name.replace("-", ", decoder ")
+        assert results["config"]["checkpoints"][title] == paths.checksum(file)
     entries = results["models"]
     assert list(entries) == ["teacher", "student", *LIGHTER, "student, attention masks"]
     assert results["config"]["parameters"]["train"] is True
     recipes = results["config"]["recipes"]
     assert [recipes[name]["training"]["steps"] for name in ("student", *LIGHTER)] == [3, 3, 3]
     assert all("decoder" not in recipes[name]["starts from the teacher's"] for name in LIGHTER)
-    for what in ("parameters", "gflop"):
-        costs = [entries[name][what] for name in entries]
-        assert costs == sorted(costs, reverse=True), what
+    costs = pd.DataFrame(entries).T[["parameters", "gflop"]].astype(float)
+    assert (costs.diff().dropna() < 0).all(axis=None), "each costs less than the one before"
     for entry in entries.values():
         assert len(entry["metrics"]["video_fg_ari"]) == len(results["data"]["ids"])
         assert entry["ms_per_frame"] > 0
 
 
 @pytest.mark.slow
-def test_another_choice_than_the_committed_one_trains_untold() -> None:
-    results = read_results(smoke_book().runs / "05_efficiency" / "results.json")
-    assert results["config"]["parameters"]["train"] is False
-    assert "made on" not in results["config"]
-    assert json.dumps(results["config"]["recipes"]).count('"steps": 8') == 3
+def test_another_choice_than_the_committed_one_trains_untold(book: Book) -> None:
+    config = book.results("05_efficiency")["config"]
+    assert config["parameters"]["train"] is False
+    assert json.dumps(config["recipes"]).count('"steps": 8') == 3
