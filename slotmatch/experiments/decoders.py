@@ -1,7 +1,7 @@
 """Students with lighter decoders, beyond the paper: trained, scored and timed, or as committed."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -11,18 +11,17 @@ import numpy as np
 
 from slotmatch import data, paths
 from slotmatch.backbones import weights_checksum
+from slotmatch.data import Clip
 from slotmatch.evaluation import evaluate
 from slotmatch.experiments.select import Experiment, lighter, read_features, training_clips
 from slotmatch.experiments.teachers import load_teacher
 from slotmatch.model import VideoSlotModel, load, save, start_from
 from slotmatch.profiling import segmenting, take_turns, time_parts
 from slotmatch.reporting import results
-from slotmatch.settings import Masks
+from slotmatch.settings import Masks, Role, choices
 from slotmatch.training import train
 
 __all__ = ["committed_students", "lighter_students"]
-
-ATTENTION = "student, attention masks"
 
 
 def lighter_students(experiment: Experiment, output: Path, *, started: float) -> dict[str, Any]:
@@ -43,41 +42,10 @@ def lighter_students(experiment: Experiment, output: Path, *, started: float) ->
     teacher, origin = load_teacher(experiment)
     models, checkpoints = {"teacher": teacher}, {}
     for name, variant in _variants(experiment).items():
-        model = VideoSlotModel(variant.models.student, seed=variant.student.seed)
-        start_from(model, teacher, parts=variant.inherited)
         file = output / f"{name.replace(', decoder ', '-')}.safetensors"
-        train(
-            model,
-            training_clips(variant, model),
-            variant.student,
-            output=file.with_suffix(""),
-            teacher=teacher,
-            teacher_clips=read_features(variant, "train", teacher),
-        )
-        save(model, file)
-        models[name], checkpoints[name] = model, paths.checksum(file)
+        models[name] = _trained(variant, teacher, file)
+        checkpoints[name] = paths.checksum(file)
     clips = experiment.open("test")
-    features = {
-        name: read_features(experiment, "test", models[name]) for name in ("teacher", "student")
-    }
-    ways: dict[str, tuple[VideoSlotModel, Masks]]
-    ways = {name: (model, "decoder") for name, model in models.items()}
-    ways[ATTENTION] = (models["student"], "attention")
-    jobs = {
-        name: partial(time_parts, model, clips[0].video, decode=masks == "decoder")
-        for name, (model, masks) in ways.items()
-    }
-    turns = take_turns(jobs, repeats=1 if experiment.name == "smoke" else 7)
-    entries = {}
-    for name, (model, masks) in ways.items():
-        seen = features["teacher" if name == "teacher" else "student"]
-        times = [turn["total"] for turn in turns[name]]
-        entries[name] = {
-            "metrics": evaluate(model, clips, features=seen, masks=masks),
-            **asdict(segmenting(model, decode=masks == "decoder")),
-            "ms_per_frame": float(np.median(times)),
-            "ms_per_frame_turns": times,
-        }
     return results.run_results(
         config={
             "recipes": _recipes(experiment),
@@ -92,7 +60,7 @@ def lighter_students(experiment: Experiment, output: Path, *, started: float) ->
         dataset=experiment.dataset,
         split="test",
         ids=[clip.id for clip in clips],
-        models=entries,
+        models=_scored_and_timed(experiment, clips, models),
         started=started,
     )
 
@@ -115,6 +83,47 @@ def committed_students(experiment: Experiment) -> dict[str, Any]:
             "package's: make new ones with -p train True"
         )
     return found
+
+
+def _trained(experiment: Experiment, teacher: VideoSlotModel, file: Path) -> VideoSlotModel:
+    student = VideoSlotModel(experiment.models.student, seed=experiment.student.seed)
+    start_from(student, teacher, parts=experiment.inherited)
+    train(
+        student,
+        training_clips(experiment, student),
+        experiment.student,
+        output=file.with_suffix(""),
+        teacher=teacher,
+        teacher_clips=read_features(experiment, "train", teacher),
+    )
+    save(student, file)
+    return student
+
+
+def _scored_and_timed(
+    experiment: Experiment, clips: Sequence[Clip], models: Mapping[str, VideoSlotModel]
+) -> dict[str, dict[str, Any]]:
+    """The entries of the result file; the student has a second one, by its attention masks."""
+    features = {role: read_features(experiment, "test", models[role]) for role in choices(Role)}
+    ways: dict[str, tuple[VideoSlotModel, Masks]]
+    ways = {name: (model, "decoder") for name, model in models.items()}
+    ways["student, attention masks"] = (models["student"], "attention")
+    jobs = {
+        name: partial(time_parts, model, clips[0].video, decode=masks == "decoder")
+        for name, (model, masks) in ways.items()
+    }
+    turns = take_turns(jobs, repeats=1 if experiment.name == "smoke" else 7)
+    entries = {}
+    for name, (model, masks) in ways.items():
+        seen = features["teacher" if name == "teacher" else "student"]
+        times = [turn["total"] for turn in turns[name]]
+        entries[name] = {
+            "metrics": evaluate(model, clips, features=seen, masks=masks),
+            **asdict(segmenting(model, decode=masks == "decoder")),
+            "ms_per_frame": float(np.median(times)),
+            "ms_per_frame_turns": times,
+        }
+    return entries
 
 
 def _variants(experiment: Experiment) -> dict[str, Experiment]:
