@@ -25,20 +25,11 @@ LIGHTER = ["student, decoder 64", "student, decoder 32"]
 
 def test_a_lighter_student_differs_in_its_decoder_alone() -> None:
     usual = select("mini", "minimovi_a")
-    light = lighter(usual, 32)
-    assert light.models.student == replace(usual.models.student, decoder_hidden=32)
-    assert light.models.teacher == usual.models.teacher
-    assert (light.student, light.dataset, light.n_videos) == (
-        usual.student,
-        usual.dataset,
-        usual.n_videos,
-    )
-    assert set(usual.inherited) - set(light.inherited) == {"decoder"}
-
-
-def test_at_its_teachers_width_nothing_changes() -> None:
-    usual = select("mini", "minimovi_a")
-    assert lighter(usual, usual.models.teacher.decoder_hidden) == usual
+    student = replace(usual.models.student, decoder_hidden=32)
+    inherited = tuple(part for part in usual.inherited if part != "decoder")
+    models = replace(usual.models, student=student)
+    assert lighter(usual, 32) == replace(usual, models=models, inherited=inherited)
+    assert lighter(usual, usual.models.teacher.decoder_hidden) == usual, "at its teacher's width"
 
 
 def test_a_lighter_student_starts_from_all_that_still_fits() -> None:
@@ -67,20 +58,15 @@ def test_a_width_has_to_be_a_positive_number_of_units(width: Any) -> None:
 
 
 def test_whether_to_train_is_a_parameter_of_its_own() -> None:
-    given = {
-        **{"dataset": "minimovi_a", "preset": "smoke", "backbone": "embedded"},
-        **{"seed": 0, "steps": 0, "output": "", "train": True},
-    }
-    cells = ["# Parameters\ntrain = True\n"]
-    run = TrainingParameters.from_notebook({**given, "In": cells}, notebook="05_efficiency")
-    assert run.train is True
+    given = dict.fromkeys(("seed", "steps"), 0) | {"dataset": "minimovi_a", "preset": "smoke"}
+    given |= {"backbone": "embedded", "output": "x"}
+    assert TrainingParameters(**given, train=True).train is True
     for wrong in (1, "yes"):
         with pytest.raises(ValueError, match=f"train must be True or False, got {wrong!r}"):
-            TrainingParameters.from_notebook({**given, "train": wrong}, notebook="05_efficiency")
+            TrainingParameters(**given, train=wrong)
+    cell = {"In": ["# Parameters\ntrian = True\n"]}
     with pytest.raises(ValueError, match="did you mean 'train'"):
-        TrainingParameters.from_notebook(
-            {**given, "In": ["# Parameters\ntrian = True\n"]}, notebook="05_efficiency"
-        )
+        TrainingParameters.from_notebook(given | cell, notebook="05_efficiency")
 
 
 # The tables
