@@ -36,16 +36,17 @@ reproduce: $(INSTALLED)
 
 book: reproduce
 
-test: $(INSTALLED) chromium
+test: $(INSTALLED) check chromium
 	@$(VENV)/bin/python -m pytest -q -m "slow or not slow"
 
 test-fast: $(INSTALLED)
 	@$(VENV)/bin/python -m pytest -q
 
 check: $(INSTALLED)
-	@$(VENV)/bin/ruff check .
-	@$(VENV)/bin/ruff format --check .
-	@$(VENV)/bin/mypy
+	@$(VENV)/bin/python -m ruff check --quiet .
+	@$(VENV)/bin/python -m ruff format --quiet --check .
+	@$(VENV)/bin/python -m mypy --no-error-summary
+	@$(VENV)/bin/python -m nbstripout --verify notebooks/*.ipynb
 
 # Writes requirements.lock anew: the newest versions that pyproject.toml allows, tried in a fresh
 # environment. Run `make test` and `make reproduce` before you commit it.

@@ -183,9 +183,10 @@ def share(arguments: argparse.Namespace) -> None:
     if arguments.folder is None and arguments.push is None:
         raise ValueError("nothing to do: give --folder DIR, --push USER/NAME or both")
 
-    from slotmatch import sharing as hub
     from slotmatch.model.files import load
     from slotmatch.reporting.results import read_results
+    from slotmatch.sharing.card import write_folder
+    from slotmatch.sharing.push import push_to_hub
 
     options: dict[str, Any] = {
         "results": read_results(arguments.results) if arguments.results else None,
@@ -195,10 +196,10 @@ def share(arguments: argparse.Namespace) -> None:
     }
     model = load(arguments.model)
     if arguments.folder is not None:
-        folder = hub.write_folder(model, arguments.folder, **options)
+        folder = write_folder(model, arguments.folder, **options)
         print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     if arguments.push is not None:
-        address = hub.push_to_hub(model, arguments.push, private=arguments.private, **options)
+        address = push_to_hub(model, arguments.push, private=arguments.private, **options)
         print(f"on the hub, to be loaded from anywhere: load({address!r})")
 
 

@@ -21,7 +21,8 @@ from slotmatch.model import PRESETS, ModelConfig, VideoSlotModel, load, save
 from slotmatch.model.hub import fetch
 from slotmatch.paths import REPOSITORY, RESULTS, checksum
 from slotmatch.reporting.results import numbers, read_results
-from slotmatch.sharing import model_card, push_to_hub, write_folder
+from slotmatch.sharing.card import model_card, write_folder
+from slotmatch.sharing.push import push_to_hub
 
 CONFIG = ModelConfig(
     backbone=None,

@@ -438,7 +438,7 @@ def test_features_of_another_backbone_are_refused(tmp_path):
     own_clips, mixed_up = loading.FeatureClips(own), loading.FeatureClips(others)
     own_clips.check("clips", model, QUICK)
     assert own_clips.identity != mixed_up.identity
-    with pytest.raises(ValueError, match="clips were made by another backbone.*embedded at 32 px"):
+    with pytest.raises(ValueError, match=r"clips were made by another backbone.*embedded at 32 px"):
         train(model, others, QUICK, output=tmp_path)
 
 

@@ -136,7 +136,7 @@ def test_overlapping_masks_can_be_refused(tmp_path):
     pair = annotation(1, 1, runs(SQUARE_RUNS)), annotation(2, 1, runs(COLUMN_RUNS))
     with pytest.raises(ValueError, match=r"2 pixels of v001/00000.jpg in video 1 belong"):
         ytvis.label_map(one_video(tmp_path, *pair), 0, "error")
-    with pytest.raises(ValueError, match="overlaps must be one of .*'last'"):
+    with pytest.raises(ValueError, match=r"overlaps must be one of .*'last'"):
         ytvis.YouTubeVis("ytvis2021/train", [], tmp_path, overlaps="last")
 
 

@@ -116,6 +116,7 @@ class TimmBackbone(Backbone):
     """
 
     def patch_features(self, images: Tensor) -> Tensor:
+        """See ``Backbone``."""
         (last,) = self.network.forward_intermediates(
             self.normalise(images), indices=1, norm=False, intermediates_only=True
         )

@@ -162,6 +162,7 @@ class EmbeddedBackbone(Backbone):
             self.register_buffer("position", self.recipe.position * position_code(self.grid))
 
     def patch_features(self, images: Tensor) -> Tensor:
+        """See ``Backbone``."""
         indices = [stage for stage, _ in self.recipe.stages]
         maps = stage_maps(self.network, images, indices, self.grid)
         parts = [
@@ -184,6 +185,11 @@ class EmbeddedBackbone(Backbone):
 
 
 def build_embedded(what: BackboneSpec, image_size: int, pretrained: bool) -> EmbeddedBackbone:
+    """The backbone of a spec with a recipe.
+
+    Raises:
+        RuntimeError: its constants or its weights are not installed.
+    """
     assert what.recipe is not None
     path = constants_path(what.recipe)
     if not path.is_file():

@@ -27,9 +27,14 @@ class HasVideo(Protocol):
     """What is needed of a clip: uint8 frames (T,H,W,3) and a name."""
 
     @property
-    def video(self) -> np.ndarray: ...
+    def video(self) -> np.ndarray:
+        """Frames."""
+        ...
+
     @property
-    def id(self) -> str: ...
+    def id(self) -> str:
+        """Its name."""
+        ...
 
 
 class LazyClips(Sequence[Clip]):

@@ -128,7 +128,7 @@ class MiniMovi(LazyClips):
             unit="video",
             disable=hidden(progress),
         )
-        # Loky's workers, unlike spawned ones, need no main guard in the script that asks for videos.
+        # Loky's workers, unlike spawned ones, need no main guard in the script that asks.
         parallel = Parallel(
             min(n_workers, len(indices)), backend="loky", return_as="generator_unordered"
         )

@@ -58,6 +58,7 @@ def fetch(address: str, *, token: str | None = None, endpoint: str | None = None
 
 
 def check_repo_id(repo_id: str) -> None:
+    """Refuse, with a ValueError, what cannot be ``user/name``."""
     if re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id) is None:
         raise ValueError(f"{repo_id!r} is not the name of a model on the hub, user/name")
 

@@ -159,32 +159,24 @@ def comparison_table(results: Mapping[str, Any]) -> pd.DataFrame:
     """Teacher, student and undistilled student side by side, as they are printed.
 
     FG-ARI and mBO (whole videos, times 100) are means over videos with the interval of
-    :func:`slotmatch.stats.mean_interval`. Other models in the results (baselines, oracle) follow
-    below the three. A dash means that the quantity does not exist for that row.
+    :func:`slotmatch.reporting.stats.mean_interval`. Other models in the results (baselines, oracle)
+    follow below.
     """
-    models = results["models"]
-    names = [name for name in LABELS if name in models]
-    names += [name for name in models if name not in LABELS]
-    texts = numbers(results)
-    return pd.DataFrame(
-        {
-            heading: [texts.get(f"{name}_{key}", "-") for name in names]
-            for heading, key in (
-                ("FG-ARI", "video_fg_ari"),
-                ("mBO", "video_mbo"),
-                ("parameters", "parameters"),
-                ("ms per frame", "ms_per_frame"),
-            )
-        },
-        index=pd.Index([LABELS.get(name, name) for name in names], name="model"),
-    )
+    headings = {"video_fg_ari": "FG-ARI", "video_mbo": "mBO", "parameters": "parameters"}
+    table = score_table(results, headings | {"ms_per_frame": "ms per frame"})
+    names = [name for name in LABELS if name in table.index]
+    names += [name for name in table.index if name not in LABELS]
+    return table.loc[names].rename(index=LABELS).rename_axis("model")
 
 
 def score_table(results: Mapping[str, Any], headings: Mapping[str, str]) -> pd.DataFrame:
-    """The texts of ``numbers`` for some metrics, a row for each model: metric -> its heading."""
+    """The texts of ``numbers`` for some metrics, a row for each model: metric -> its heading.
+
+    A dash means that the quantity does not exist for that row.
+    """
     texts, names = numbers(results), list(results["models"])
     columns = {
-        heading: [texts[f"{name}_{metric}"] for name in names]
+        heading: [texts.get(f"{name}_{metric}", "-") for name in names]
         for metric, heading in headings.items()
     }
     return pd.DataFrame(columns, index=names)
@@ -193,7 +185,7 @@ def score_table(results: Mapping[str, Any], headings: Mapping[str, str]) -> pd.D
 def difference(results: Mapping[str, Any], first: str, second: str, metric: str) -> str:
     """The mean of ``first - second`` over the same videos: ``"-3.9 [-5.9, -2.0]"``, times 100.
 
-    Its interval is that of `slotmatch.stats.paired_difference`. Videos that are skipped in either
+    Its interval is that of `slotmatch.reporting.stats.paired_difference`. Videos that are skipped in either
     model are left out.
     """
     scores = [results["models"][name]["metrics"][metric] for name in (first, second)]

@@ -45,7 +45,7 @@ def model_card(
         title: its heading.
         address: what ``load`` is to be given in the example.
         about: a sentence or two on what the model is and where it comes from.
-        results: what ``slotmatch.reporting.results.read_results`` gave, for scores and training settings.
+        results: what ``results.read_results`` gave, for scores and training settings.
         entry: which of the models in there this is. May be left out if there is one, or one with
             the checksum of these weights.
         sha256: checksum of the file with the weights.
