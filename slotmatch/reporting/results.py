@@ -185,8 +185,8 @@ def score_table(results: Mapping[str, Any], headings: Mapping[str, str]) -> pd.D
 def difference(results: Mapping[str, Any], first: str, second: str, metric: str) -> str:
     """The mean of ``first - second`` over the same videos: ``"-3.9 [-5.9, -2.0]"``, times 100.
 
-    Its interval is that of `slotmatch.reporting.stats.paired_difference`. Videos that are skipped in either
-    model are left out.
+    Its interval is that of `slotmatch.reporting.stats.paired_difference`. Videos that are skipped
+    in either model are left out.
     """
     scores = [results["models"][name]["metrics"][metric] for name in (first, second)]
     values = 100 * np.array(scores, float)  # None, a skipped video in a file, becomes nan
