@@ -1,6 +1,7 @@
 """The wheel in an environment that has nothing but what it asks for."""
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -13,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
 
-from slotmatch.paths import REPOSITORY
+from slotmatch.paths import PACKAGE, REPOSITORY
 
 OPTIONAL = ("accelerate", "joblib", "matplotlib", "pandas", "papermill", "pybullet", "sklearn")
 
@@ -43,7 +44,11 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Python of a new environment with the wheel and, by links, what its core requires."""
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    built = ["wheel", "--no-deps", "--wheel-dir", str(folder), str(REPOSITORY)]
+    source = folder / "source"  # a copy, since building leaves files behind
+    shutil.copytree(PACKAGE, source / "slotmatch")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, source)
+    built = ["wheel", "--no-deps", "--wheel-dir", str(folder), str(source)]
     subprocess.run([*pip, *built], check=True)
     (wheel,) = folder.glob("slotmatch-*.whl")
     venv.create(folder / "env", with_pip=False)
