@@ -16,7 +16,7 @@ from slotmatch.data import minimovi
 from slotmatch.evaluation import PROTOCOLS, evaluate, protocol_for
 from slotmatch.model.slotcontrast import released_name
 from slotmatch.segmentation import segment
-from slotmatch.settings import ProtocolName, choices
+from slotmatch.settings import Masks, ProtocolName, choices
 from slotmatch.sharing.onnx import OnnxModel
 
 N_FRAMES, SIDE = 3, 24
@@ -167,24 +167,16 @@ def test_data_says_what_there_is(data_set, capsys):
     )
 
 
-def test_segment_writes_masks_and_overlay(frames, checkpoint, tmp_path, capsys):
+@pytest.mark.parametrize("kind", choices(Masks))
+def test_segment_writes_masks_and_overlay(kind, frames, checkpoint, tmp_path, capsys):
     output = tmp_path / "out"
     arguments = ["segment", str(frames), "--model", str(checkpoint), "--output", str(output)]
-    assert main([*arguments, "--overlay"]) == 0
+    assert main([*arguments, "--masks", kind, "--overlay"]) == 0
     written = sorted((output / "masks").iterdir())
     masks = np.stack([np.asarray(Image.open(path)) for path in written])
-    np.testing.assert_array_equal(masks, segment(str(frames), str(checkpoint)))
+    np.testing.assert_array_equal(masks, segment(str(frames), str(checkpoint), masks=kind))
     assert (output / "overlay.mp4").stat().st_size > 0
     assert str(output / "overlay.mp4") in capsys.readouterr().out
-
-
-def test_segment_takes_either_kind_of_masks(frames, checkpoint, tmp_path):
-    output = tmp_path / "out"
-    arguments = ["segment", str(frames), "--model", str(checkpoint), "--output", str(output)]
-    assert main([*arguments, "--masks", "attention"]) == 0
-    masks = np.stack([np.asarray(Image.open(path)) for path in sorted(output.rglob("*.png"))])
-    expected = segment(str(frames), str(checkpoint), masks="attention")
-    np.testing.assert_array_equal(masks, expected)
 
 
 @pytest.mark.slow

@@ -68,6 +68,7 @@ def test_a_file_gives_back_what_was_measured(tmp_path: Path) -> None:
     scores = read["models"]["teacher"]["metrics"]["video_fg_ari"]
     np.testing.assert_array_equal(scores, np.array([0.8, math.nan, 0.8], np.float32))
     assert list(read["models"]) == ["blocks", "student", "teacher"]
+    assert results.numbers(read) == results.numbers(content())
 
 
 def test_a_run_says_when_on_what_and_with_what(tmp_path: Path) -> None:
@@ -145,16 +146,16 @@ def test_numbers_by_hand() -> None:
 
 def test_one_video_has_no_interval() -> None:
     single = content()
-    single["models"] = {"teacher": {"metrics": {"video_fg_ari": [math.nan, 0.5, math.nan]}}}
+    single["models"] = {"teacher": {"metrics": {"video_fg_ari": [math.nan, 0.5, None]}}}
     quoted = results.numbers(single)
     assert quoted["teacher_video_fg_ari"] == "50.0"
     assert quoted["teacher_video_fg_ari_mean"] == 50.0
 
 
-def test_numbers_survive_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
-    results.write_results(path, content())
-    assert results.numbers(results.read_results(path)) == results.numbers(content())
+def test_intervals_are_of_the_models_that_have_the_metric() -> None:
+    found = results.intervals(content(), "video_mbo")
+    assert found == {"student": (25.0, 25.0, 25.0), "teacher": (50.0, 50.0, 50.0)}
+    assert results.intervals(content(), "f") == {}
 
 
 def test_table_by_hand() -> None:
