@@ -26,8 +26,8 @@ __all__ = [
 def feature_reconstruction(reconstruction: Tensor, features: Tensor) -> Tensor:
     """Mean squared error of two tensors of one shape, usually (B,T,P,F): a scalar.
 
-    The features are a fixed target: no gradient reaches them. They are not normalised, so values of
-    different backbones cannot be compared.
+    Equation ``eq-rec`` of the book. The features are a fixed target: no gradient reaches them.
+    They are not normalised, so values of different backbones cannot be compared.
 
     Raises:
         ValueError: the shapes differ or a tensor does not hold floating-point numbers.
@@ -46,10 +46,11 @@ def slot_contrast(
 ) -> Tensor:
     """Cross-entropy of finding each slot (B,T,K,D) again in the neighbouring frame: a scalar.
 
-    For consecutive frames, S[i,j] = <z_i(t), z_j(t+1)> / temperature of slots scaled to unit
-    length, and the loss is the mean of -log softmax(S) on the diagonal. Positive: the same index in
-    the same clip. Negatives: the clip's other slots and, with ``batch_contrast``, those of all
-    other clips, so that the batch size is part of the loss.
+    Equation ``eq-contrast`` of the book. For consecutive frames, S[i,j] = <z_i(t), z_j(t+1)> /
+    temperature of slots scaled to unit length, and the loss is the mean of -log softmax(S) on
+    the diagonal. Positive: the same index in the same clip. Negatives: the clip's other slots
+    and, with ``batch_contrast``, those of all other clips, so that the batch size is part of
+    the loss.
 
     ``axis`` says which frame's slots the softmax runs over: the ``"earlier"`` (what SlotContrast's
     code computes: a slot looks back), the ``"later"`` (how its text reads: a slot looks ahead), or
@@ -90,10 +91,10 @@ def slot_match(
 ) -> Tensor:
     """One minus the mean cosine of corresponding slots, both (B,T,K,D): a scalar in [0, 2].
 
-    ``"index"`` pairs slots of equal index, which presumes that the student starts from the
-    teacher's initial slots or learns their order; ``"hungarian"`` pairs them anew for each clip
-    (``match_slots``), so that the order of the teacher's slots does not matter. Lengths of slots
-    are free. No gradient reaches the teacher.
+    Equation ``eq-match`` of the book. ``"index"`` pairs slots of equal index, which presumes
+    that the student starts from the teacher's initial slots or learns their order;
+    ``"hungarian"`` pairs them anew for each clip (``match_slots``), so that the order of the
+    teacher's slots does not matter. Lengths of slots are free. No gradient reaches the teacher.
 
     Raises:
         ValueError: the shapes differ or are of another rank, not floating-point, or an unknown

@@ -39,7 +39,8 @@ VALUES_AT_ONCE_ELSEWHERE = 2**26
 def feature_transform(feature_dim: int, slot_dim: int) -> nn.Sequential:
     """Trainable map from backbone features to slot attention inputs: ``(..., F) -> (..., D)``.
 
-    LayerNorm, Linear to 2F, ReLU, Linear to D. Neither residual nor position code.
+    LayerNorm, Linear to 2F, ReLU, Linear to D. Neither residual nor position code. Equation
+    ``eq-transform`` of the book.
     """
     return nn.Sequential(
         nn.LayerNorm(feature_dim),
@@ -97,10 +98,11 @@ class SampledSlots(nn.Module):
 class SlotAttention(nn.Module):
     """Slots that compete for the patches of one frame (Locatello et al., 2020, algorithm 1).
 
-    Two details follow SlotContrast. The returned attention is the softmax over slots *before* it is
-    renormalised over patches. And ``gru_state="normalised"`` hands the layer-normalised slots to
-    the GRU as its hidden state; ``"raw"`` hands over the slots themselves, as the paper's algorithm
-    has it. Weights of one do not serve the other.
+    Equations ``eq-attention`` and ``eq-gru`` of the book. Two details follow SlotContrast. The
+    returned attention is the softmax over slots *before* it is renormalised over patches. And
+    ``gru_state="normalised"`` hands the layer-normalised slots to the GRU as its hidden state;
+    ``"raw"`` hands over the slots themselves, as the paper's algorithm has it. Weights of one
+    do not serve the other.
     """
 
     def __init__(
@@ -236,11 +238,12 @@ def sincos_positions(n_patches: int, slot_dim: int) -> Tensor:
 class MLPDecoder(nn.Module):
     """Features and masks decoded from slots, patch by patch (DINOSAUR's broadcast decoder).
 
-    An MLP reads slot + position and returns F features and one mask logit; masks are the softmax of
-    the logits over slots, and the reconstruction is the sum of the slots' features weighted by
-    their masks. Written in an equal but cheaper form: its first layer is applied to slots and
-    positions apart, W(slot + pos) = W slot + W pos, and its last layer to the hidden vectors mixed
-    by the masks, since these sum to one: K times fewer products in the largest layer.
+    Equation ``eq-decoder`` of the book. An MLP reads slot + position and returns F features and
+    one mask logit; masks are the softmax of the logits over slots, and the reconstruction is
+    the sum of the slots' features weighted by their masks. Written in an equal but cheaper
+    form: its first layer is applied to slots and positions apart, W(slot + pos) = W slot + W
+    pos, and its last layer to the hidden vectors mixed by the masks, since these sum to one: K
+    times fewer products in the largest layer.
 
     ``hidden`` is one width per hidden layer. Positions are a learned table that starts as normal
     noise of standard deviation D^-0.5 (``position_init="normal"``, SlotContrast) or as

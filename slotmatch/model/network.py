@@ -229,8 +229,9 @@ class VideoSlotModel(nn.Module):
     def track(self, features: Tensor, state: SlotState) -> tuple[Tensor, Tensor, SlotState]:
         """Slots (B,T,K,D), attention (B,T,K,P) and the state after features (B,T,P,F).
 
-        The recurrence: only this is sequential, all else runs on all frames at once. Values are
-        not looked at, for which a GPU would have to wait; ``forward_features`` does that.
+        The recurrence, ``eq-recurrence`` of the book: only this is sequential, all else
+        runs on all frames at once. Values are not looked at, for which a GPU would have to
+        wait; ``forward_features`` does that.
         """
         features = features.to(self.decoder.positions.dtype)  # cached features are half precision
         keys, values = self.slot_attention.project(self.transform(features))

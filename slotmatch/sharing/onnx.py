@@ -1,7 +1,7 @@
 """A model as one ONNX file that takes a video frame by frame, and the same model on onnxruntime.
 
 The file needs neither this package nor torch: with ``frames`` (T,3,S,S) float32 in [0, 1], RGB,
-squares of the size the file's metadata name,
+squares of the size the file's metadata name::
 
     session = onnxruntime.InferenceSession("student.onnx")
     state = np.zeros(session.get_inputs()[1].shape, np.float32)

@@ -65,8 +65,9 @@ def slotmatch_step(
 ) -> StepOutput:
     """Leave the gradient of L = L_rec + alpha L_contrast + beta L_match in the student's weights.
 
-    ``slot_gradient`` (B,T,K,D) stands in for the contrast where its negatives lie beyond this batch
-    (`slotmatch.training.accumulation`). The attention term is ours. A term of weight 0 is left out.
+    Equation ``eq-total`` of the book. ``slot_gradient`` (B,T,K,D) stands in for the contrast
+    where its negatives lie beyond this batch (`slotmatch.training.accumulation`). The attention
+    term is ours. A term of weight 0 is left out.
     """
     model, patches, weights = student.model, batch.patches, term_weights(config, batch.step)
 
