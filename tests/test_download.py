@@ -14,10 +14,11 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import google_crc32c
 import numpy as np
 import pytest
+from movi_files import write_movi
 
 from slotmatch import data
 from slotmatch.__main__ import main
-from slotmatch.data import download, movi
+from slotmatch.data import download
 
 FOLDER = "tfds/movi_e/128x128/1.0.0"
 SHARDS = [f"movi_e-train.tfrecord-{i:05d}-of-00003" for i in range(3)]
@@ -40,8 +41,8 @@ def clips():
 @pytest.fixture(scope="module")
 def published(clips, tmp_path_factory) -> dict[str, bytes]:
     """What the bucket holds, by name."""
-    folder = movi.write_movi(clips, tmp_path_factory.mktemp("bucket"), "movi_e", "train", 3)
-    movi.write_movi(clips[:1], folder.parents[2], "movi_e", "validation")
+    folder = write_movi(clips, tmp_path_factory.mktemp("bucket"), "movi_e", "train", 3)
+    write_movi(clips[:1], folder.parents[2], "movi_e", "validation")
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from movi_files import encode_example, write_movi, write_records
 from PIL import Image
 
 from slotmatch import data
@@ -45,7 +46,7 @@ def clip(seed: int = 0, shape: tuple[int, int, int] = (2, 8, 8)) -> data.Clip:
 @pytest.fixture
 def folder(root) -> Path:
     """Five small videos in two shards, as published."""
-    return movi.write_movi([clip(i) for i in range(5)], root, "movi_e", "train", 2)
+    return write_movi([clip(i) for i in range(5)], root, "movi_e", "train", 2)
 
 
 def assert_equal(one: data.Clip, other: data.Clip) -> None:
@@ -137,7 +138,7 @@ def test_a_damaged_memory_of_places_is_made_again(folder, tmp_path):
 
 
 def test_places_of_two_folders_are_not_confused(folder, tmp_path):
-    movi.write_movi([clip(7), clip(8)], tmp_path / "other", "movi_e", "train", 2)
+    write_movi([clip(7), clip(8)], tmp_path / "other", "movi_e", "train", 2)
     assert_equal(data.open("movi_e", "train")[1], clip(1))
     assert_equal(data.open("movi_e", "train", root=tmp_path / "other")[1], clip(8))
 
@@ -259,17 +260,17 @@ RGB, GREY = clip(0, (1, 4, 4)).video[0], np.zeros((4, 4), np.uint8)
     ],
 )
 def test_a_record_that_is_no_movi_video(root, features, message):
-    folder = movi.write_movi([clip()], root, "movi_e", "train")
+    folder = write_movi([clip()], root, "movi_e", "train")
     shard = "movi_e-train.tfrecord-00000-of-00001"
-    tfrecord.write_records(folder / shard, [tfrecord.encode_example(features)])
+    write_records(folder / shard, [encode_example(features)])
     with pytest.raises(ValueError, match=message) as error:
         data.open("movi_e", "train")[0]
     assert str(error.value).startswith("movi_e/train/00000, the record at byte 0 of ")
 
 
 def test_a_record_that_is_no_example(root):
-    folder = movi.write_movi([clip()], root, "movi_e", "train")
-    tfrecord.write_records(folder / "movi_e-train.tfrecord-00000-of-00001", [b"\xff" * 40])
+    folder = write_movi([clip()], root, "movi_e", "train")
+    write_records(folder / "movi_e-train.tfrecord-00000-of-00001", [b"\xff" * 40])
     with pytest.raises(ValueError, match=r"the record is no tf\.train\.Example"):
         data.open("movi_e", "train")[0]
 
@@ -295,7 +296,7 @@ def test_a_damaged_list_of_files(folder, text, message):
 
 
 def test_check_tells_what_is_there_and_what_is_not(folder, capsys):
-    movi.write_movi([clip()], folder.parents[2], "movi_e", "validation")
+    write_movi([clip()], folder.parents[2], "movi_e", "validation")
     (folder / SECOND).unlink()
     report = data.check("movi_e")
     assert report.present == (
@@ -330,7 +331,7 @@ def test_check_of_nothing(root):
 
 def test_written_videos_are_read_back(root):
     clips = [clip(i, (3, 5, 7)) for i in range(5)]
-    folder = movi.write_movi(clips, root, "movi_d", "validation", 3)
+    folder = write_movi(clips, root, "movi_d", "validation", 3)
     lengths = movi.read_splits(folder, "movi_d")["validation"].shard_lengths
     assert lengths == (1, 2, 2)
     for read, written in zip(data.open("movi_d", "validation"), clips, strict=True):
@@ -338,8 +339,8 @@ def test_written_videos_are_read_back(root):
 
 
 def test_a_split_is_replaced_and_others_stay(folder, root):
-    movi.write_movi([clip(9)], root, "movi_e", "validation")
-    movi.write_movi([clip(8)], root, "movi_e", "train")
+    write_movi([clip(9)], root, "movi_e", "validation")
+    write_movi([clip(8)], root, "movi_e", "train")
     assert_equal(data.open("movi_e", "validation")[0], clip(9))
     assert_equal(data.open("movi_e", "train")[0], clip(8))
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -355,23 +356,23 @@ def test_a_failure_while_writing_leaves_what_was_there(folder, root):
     wrong = clip(9)
     wrong.labels[0, 0, 0] = 256
     with pytest.raises(ValueError, match="labels of clip 9 go from 1 to 256; a grey PNG file hold"):
-        movi.write_movi([clip(8), wrong], root, "movi_e", "train")
+        write_movi([clip(8), wrong], root, "movi_e", "train")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize("shards", [0, 3])
 def test_a_number_of_shards_that_cannot_be(root, shards):
     with pytest.raises(ValueError, match=f"shards is {shards}; choose from 1 to 2"):
-        movi.write_movi([clip(0), clip(1)], root, "movi_e", "train", shards)
+        write_movi([clip(0), clip(1)], root, "movi_e", "train", shards)
 
 
 def test_clips_of_several_shapes_are_refused(root):
     with pytest.raises(ValueError, match="all must have one shape"):
-        movi.write_movi([clip(0), clip(1, (3, 8, 8))], root, "movi_e", "train")
+        write_movi([clip(0), clip(1, (3, 8, 8))], root, "movi_e", "train")
 
 
 def test_our_description_of_the_features_is_tensorflow_datasets_own(root):
-    folder = movi.write_movi([clip(0, (12, 16, 16))], root, "movi_e", "train")
+    folder = write_movi([clip(0, (12, 16, 16))], root, "movi_e", "train")
     ours = json.loads((folder / movi.FEATURES).read_text())["featuresDict"]["features"]
     theirs = json.loads((movi.data_folder("movi_e", FIXTURE) / movi.FEATURES).read_text())
     theirs = theirs["featuresDict"]["features"]

@@ -30,6 +30,7 @@ import pytest
 import timm
 import torch
 from hub_server import TOKEN, Hub, Repository, running
+from movi_files import write_movi
 from PIL import Image
 from pycocotools import mask as coco
 from released import released_shapes
@@ -190,11 +191,11 @@ def write_video(rng: np.random.Generator, height: int, width: int) -> data.Clip:
     return data.Clip(video, labels, "")
 
 
-def write_movi(root: Path) -> None:
+def write_small_movi(root: Path) -> None:
     rng = np.random.default_rng(0)
     for split, n_videos in {"train": 6, "validation": 3, "test": 2}.items():
         clips = [write_video(rng, 32, 32) for _ in range(n_videos)]
-        movi.write_movi(clips, root, "movi_e", split, shards=2)
+        write_movi(clips, root, "movi_e", split, shards=2)
 
 
 def picture(frame: np.ndarray, kind: str, palette: bool = False) -> bytes:
@@ -373,7 +374,7 @@ def world(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     dinov2.symlink_to(weights / "model.safetensors")
 
     published = tmp_path / "bucket"
-    write_movi(published)
+    write_small_movi(published)
     handler = type("OneBucket", (Bucket,), {"folder": movi.data_folder("movi_e", published)})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
@@ -468,7 +469,7 @@ class TestPages:
     pytestmark = slow
 
     def test_scale(self, world: World, tmp_path: Path, weights: Path) -> None:
-        write_movi(world.scratch / "data")
+        write_small_movi(world.scratch / "data")
         for placed in (*world.scratch.rglob("*.ckpt"), *world.scratch.rglob("*.safetensors")):
             placed.unlink()
         Path("model.safetensors").symlink_to(weights / "model.safetensors")

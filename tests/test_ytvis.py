@@ -234,10 +234,6 @@ def test_the_last_videos_of_the_file_are_held_out(tmp_path, name, n_videos, n_he
         n_scored = ytvis.SCORED_BY_SLOTCONTRAST
         scored = data.open(name, "validation", n_videos=n_scored, root=tmp_path)
         assert scored.ids == validation.ids[:210]
-    lists = ytvis.write_ids(name, tmp_path / "lists", tmp_path)
-    assert [path.name for path in lists] == [f"{name}-train.txt", f"{name}-validation.txt"]
-    assert lists[0].read_text().splitlines() == [f"{n} v{n:03d}" for n in numbers[:5]]
-    assert lists[1].read_text().splitlines()[-1] == f"{numbers[-1]} v{numbers[-1]:03d}"
 
 
 def test_clips_have_frames_and_labels_of_their_video(tmp_path, small):

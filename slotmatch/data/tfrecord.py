@@ -9,7 +9,7 @@ from the name of a feature to a list of bytes, of floats or of integers.
 
 import os
 import struct
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,17 +21,13 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
-from slotmatch import paths
-
 __all__ = [
     "OVERHEAD",
     "Feature",
     "decode_example",
-    "encode_example",
     "masked_crc",
     "offsets",
     "read_record",
-    "write_records",
 ]
 
 Feature = list[bytes] | np.ndarray
@@ -47,15 +43,6 @@ def masked_crc(content: bytes) -> int:
     """TFRecord's checksum: CRC32C rotated right by 15 bits plus a constant, modulo 2**32."""
     crc = google_crc32c.value(content)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def write_records(path: str | os.PathLike[str], contents: Iterable[bytes]) -> None:
-    """Write one record per content; the file appears when it is complete."""
-    with paths.atomic(path) as temporary, temporary.open("wb") as file:
-        for content in contents:
-            length = _LENGTH.pack(len(content))
-            file.write(length + _FOOTER.pack(masked_crc(length)))
-            file.write(content + _FOOTER.pack(masked_crc(content)))
 
 
 def offsets(path: str | os.PathLike[str]) -> list[int]:
@@ -136,20 +123,6 @@ def _values(feature: Any) -> Feature:
     if kind == "int64_list":
         return np.array(feature.int64_list.value, np.int64)
     return list(feature.bytes_list.value)
-
-
-def encode_example(features: Mapping[str, Feature]) -> bytes:
-    """Serialise features as a ``tf.train.Example``: the same bytes for the same features."""
-    example = _Example()
-    for name, values in features.items():
-        feature = example.features.feature[name]
-        if isinstance(values, list):
-            feature.bytes_list.value.extend(values)
-        elif np.issubdtype(values.dtype, np.floating):
-            feature.float_list.value.extend(values.ravel().tolist())
-        else:
-            feature.int64_list.value.extend(values.ravel().tolist())
-    return example.SerializeToString(deterministic=True)
 
 
 def _field(name: str, number: int, kind: str, **more: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ out of the train file, in the order of the file:
   same tenth as above. A model that was not trained on OVIS may be scored on both splits.
 
 Ids of clips end in the id of the video in the file, such as ``ytvis2021/validation/2686``, and
-result files store them. ``write_ids`` writes them as lists, with the folder of each video.
+result files store them.
 
 **Labels.** The objects of a video are numbered from 1 in the order of the file; crowds are left out
 and a pixel of no object is 0. Categories are not used: the task is to find the objects.
@@ -56,7 +56,6 @@ __all__ = [
     "open_split",
     "overlapped_pixels",
     "read_annotations",
-    "write_ids",
 ]
 
 HOLD_OUT = {"ytvis2021": 300, "ovis": 60}
@@ -337,27 +336,6 @@ def overlapped_pixels(video: Video) -> int:
                 seen = coco.merge([seen, mask])
         total += int(coco.area(twice))
     return total
-
-
-def write_ids(
-    name: str, folder: str | PathLike[str], root: str | PathLike[str] | None = None
-) -> tuple[Path, ...]:
-    """Write the videos of each split to ``<name>-<split>.txt``: a line of id and folder for each.
-
-    Raises:
-        FileNotFoundError: the set is not on this machine.
-        ValueError: its annotation file is damaged.
-    """
-    annotations, _ = _find(name, root)
-    if annotations is None:
-        raise not_here(name, _how(name, root))
-    written = []
-    for split, videos in _held_out(name, read_annotations(annotations)).items():
-        lines = [f"{video.id} {Path(video.file_names[0]).parent}\n" for video in videos]
-        with paths.atomic(Path(folder) / f"{name}-{split}.txt") as temporary:
-            temporary.write_text("".join(lines))
-        written.append(Path(folder) / f"{name}-{split}.txt")
-    return tuple(written)
 
 
 def _folder(name: str, root: str | PathLike[str] | None) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from slotmatch import paths
 
@@ -73,12 +73,17 @@ def draw(imports: Mapping[str, set[str]]) -> Figure:
     for room, others in sorted(imports.items()):
         for other in sorted(others - {*FLOORS[-1]}):
             (x, y), (to_x, to_y) = places[room], places[other]
-            ax.annotate(
-                "",
-                xy=(to_x, to_y + 0.2),
-                xytext=(x, y - 0.2),
-                arrowprops={"arrowstyle": "-|>", "color": "#8899AA", "lw": 0.8, "shrinkA": 0},
-            ).arrow_patch.set_gid(f"{room} to {other}")
+            ax.add_patch(
+                FancyArrowPatch(
+                    (x, y - 0.2),
+                    (to_x, to_y + 0.2),
+                    arrowstyle="-|>",
+                    mutation_scale=9,
+                    color="#8899AA",
+                    lw=0.8,
+                    gid=f"{room} to {other}",
+                )
+            )
     for room, (x, y) in places.items():
         box = FancyBboxPatch(
             (x - 0.075, y - 0.17),
@@ -103,8 +108,8 @@ def _name(path: Path, package: Path) -> str:
 
 def main() -> None:
     """Write the picture, the same bytes for the same rooms."""
-    look = {"svg.hashsalt": "rooms", "svg.fonttype": "none"}
-    with mpl.rc_context(look), paths.atomic(PICTURE) as temporary:
+    with mpl.rc_context(), paths.atomic(PICTURE) as temporary:
+        mpl.rcParams.update({"svg.hashsalt": "rooms", "svg.fonttype": "none"})
         draw(room_imports()).savefig(temporary, format="svg", metadata={"Date": None})
 
 
