@@ -7,12 +7,12 @@ the same kind. What another training seed would change is not in these intervals
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri, stdtr, stdtrit
+from scipy.special import stdtr, stdtrit
+from scipy.stats import bootstrap
 
 __all__ = ["Equivalence", "Interval", "equivalence", "mean_interval", "paired_difference"]
 
@@ -77,17 +77,16 @@ def mean_interval(
     if np.ptp(array) == 0:
         return Interval(*[float(array[0])] * 3)
 
-    mean = array.mean()
-    means = _resampling_weights(len(array), n_resamples, seed) @ array
-    # Draws that equal the mean count half, or coarse scores of few videos would look biased. None
-    # or all below the mean would be an infinite bias, which no finite number of draws shows.
-    below = ((means < mean).sum() + (means <= mean).sum()) / 2
-    bias = ndtri(np.clip(below, 0.5, n_resamples - 0.5) / n_resamples)
-    deviations = array - mean
-    acceleration = (deviations**3).sum() / (6 * (deviations**2).sum() ** 1.5)
-    shifted = bias + ndtri([(1 - confidence) / 2, (1 + confidence) / 2])
-    low, high = np.quantile(means, ndtr(bias + shifted / (1 - acceleration * shifted)))
-    return Interval(float(mean), float(low), float(high))
+    found = bootstrap(
+        (array,),
+        np.mean,
+        method="BCa",
+        confidence_level=confidence,
+        n_resamples=n_resamples,
+        rng=np.random.default_rng(seed),
+        vectorized=True,
+    ).confidence_interval
+    return Interval(float(array.mean()), float(found.low), float(found.high))
 
 
 def paired_difference(
@@ -148,14 +147,6 @@ def equivalence(a: Values, b: Values, margin: float, *, alpha: float = 0.05) -> 
     room = margin - abs(mean)  # to the nearer end of the margin: the test that decides
     p_value = float(stdtr(n - 1, -room / error)) if error else float(room <= 0)
     return Equivalence(Interval(mean, mean - half, mean + half), margin, p_value, p_value < alpha)
-
-
-@lru_cache(maxsize=2)
-def _resampling_weights(n: int, n_resamples: int, seed: int) -> NDArray[np.float64]:
-    """How often each of n values was drawn, as a share (n_resamples, n)."""
-    drawn = np.random.default_rng(seed).integers(n, size=(n_resamples, n))
-    drawn += n * np.arange(n_resamples)[:, None]
-    return np.bincount(drawn.ravel(), minlength=n_resamples * n).reshape(n_resamples, n) / n
 
 
 def _differences(a: Values, b: Values) -> NDArray[np.float64]:
