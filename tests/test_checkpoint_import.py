@@ -12,11 +12,12 @@ import pytest
 import torch
 from released import RELEASES, released_heads, released_shapes
 from safetensors.torch import save_file
+from tiny import tiny
 from torch import Tensor
 from torch.testing import assert_close
 
 from slotmatch.backbones import registry
-from slotmatch.model import PRESETS, ModelConfig, VideoSlotModel, from_slotcontrast, load, save
+from slotmatch.model import PRESETS, VideoSlotModel, from_slotcontrast, load, save
 from slotmatch.model.slotcontrast import describe
 
 Oracles = Mapping[str, np.ndarray]
@@ -55,9 +56,7 @@ def heads(oracles: Oracles) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def original() -> VideoSlotModel:
     """A small model over an untrained ViT-S/14."""
-    config = ModelConfig(
-        backbone="dinov2_vits14", image_size=56, n_slots=3, slot_dim=8, decoder_hidden=16
-    )
+    config = tiny("dinov2_vits14", 56, decoder_layers=3, n_heads=4, n_slots=3, decoder_hidden=16)
     return VideoSlotModel(config, pretrained=False)
 
 
@@ -104,14 +103,7 @@ def released_names(model: VideoSlotModel) -> dict[str, Tensor]:
 
 def test_sizes_come_from_the_tensors(checkpoint: Path) -> None:
     model = from_slotcontrast(checkpoint)
-    assert model.config == ModelConfig(
-        backbone=None,
-        image_size=None,
-        feature_shape=(9, 6),
-        n_slots=5,
-        slot_dim=8,
-        decoder_hidden=16,
-    )
+    assert model.config == tiny(decoder_layers=3, n_heads=4, n_slots=5, decoder_hidden=16)
     assert not model.training
     assert next(model.parameters()).dtype == torch.float64
 

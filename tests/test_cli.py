@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import tiny
 
 from slotmatch import data, model
 from slotmatch.__main__ import main
@@ -41,14 +42,7 @@ def data_set(tmp_path, monkeypatch) -> Path:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     """A small untrained model in a file."""
-    config = model.ModelConfig(
-        backbone="embedded",
-        image_size=32,
-        n_slots=4,
-        slot_dim=8,
-        decoder_hidden=8,
-        decoder_layers=1,
-    )
+    config = tiny("embedded", 32, n_heads=4)
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
     model.save(model.VideoSlotModel(config), path)
     return path
@@ -132,9 +126,7 @@ def test_evaluate_takes_another_protocol(real_data, checkpoint, tmp_path, capsys
 
 @pytest.mark.slow
 def test_evaluate_takes_a_released_checkpoint(real_data, tmp_path, capsys):
-    config = model.ModelConfig(
-        backbone="dinov2_vits14", image_size=56, n_slots=3, slot_dim=8, decoder_hidden=8
-    )
+    config = tiny("dinov2_vits14", 56, decoder_layers=3, n_heads=4, n_slots=3)
     tensors = model.VideoSlotModel(config, pretrained=False).state_dict()
     released = {
         released_name(name): tensor

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import tiny
 
 from slotmatch import metrics, profiling
 from slotmatch.data import Clip
@@ -24,20 +25,11 @@ from slotmatch.evaluation import (
     score_masks,
     score_on,
 )
-from slotmatch.model import ModelConfig, VideoSlotModel
+from slotmatch.model import VideoSlotModel
 from slotmatch.model.network import CHUNK
 from slotmatch.settings import Masks, choices
 
-MODEL = ModelConfig(
-    backbone=None,
-    image_size=None,
-    n_slots=4,
-    slot_dim=8,
-    decoder_hidden=8,
-    decoder_layers=1,
-    n_heads=2,
-    feature_shape=(9, 6),
-)
+MODEL = tiny()
 EMBEDDED = replace(MODEL, backbone="embedded", image_size=32, feature_shape=None)
 METRICS = {
     *("video_fg_ari", "image_fg_ari", "video_mbo", "image_mbo", "j", "f", "j_and_f"),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from released import released_heads
+from tiny import tiny
 
 from slotmatch import data
 from slotmatch.data import NAMES, Clip
@@ -18,7 +19,7 @@ from slotmatch.experiments import (
     teacher_path,
     training_clips,
 )
-from slotmatch.model import PRESETS, ModelConfig, VideoSlotModel, load, save
+from slotmatch.model import PRESETS, VideoSlotModel, load, save
 from slotmatch.training import Frames
 
 
@@ -191,14 +192,7 @@ def test_released_teacher_is_found_at_its_place_and_named_when_missing(
     torch.save({"state_dict": released_heads(oracles), "epoch": 3}, path)
     with pytest.raises(ValueError, match="has n_slots 5, the student 15: take the data set"):
         load_teacher(experiment)
-    small = ModelConfig(
-        backbone=None,
-        image_size=None,
-        n_slots=5,
-        slot_dim=8,
-        decoder_hidden=8,
-        feature_shape=(9, 6),
-    )
+    small = tiny(decoder_layers=3, n_heads=4, n_slots=5)
     models = replace(experiment.models, teacher=small, student=small)
     teacher, origin = load_teacher(replace(experiment, models=models))
     assert (teacher.config.n_slots, teacher.config.n_patches) == (5, 9)

@@ -10,21 +10,15 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from tiny import tiny as tiny_config
 from torch import Tensor
 
 from slotmatch import data, extras, paths
-from slotmatch.model import ModelConfig, VideoSlotModel, load
+from slotmatch.model import VideoSlotModel, load
 from slotmatch.sharing import onnx as export
 from slotmatch.sharing.onnx import OnnxModel, export_onnx
 
-TINY = ModelConfig(
-    backbone="timm:test_vit",
-    image_size=64,
-    n_slots=3,
-    slot_dim=8,
-    decoder_hidden=16,
-    decoder_layers=1,
-)
+TINY = tiny_config("timm:test_vit", 64, n_heads=4, n_slots=3, decoder_hidden=16)
 
 
 def video(side: int, n_frames: int) -> Tensor:
@@ -83,7 +77,15 @@ def test_the_packaged_student_gives_equal_masks_over_a_whole_video(tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_dinov2_student_gives_equal_outputs(tmp_path: Path) -> None:
-    config = ModelConfig("dinov2_vits14", 70, n_slots=3, slot_dim=64, decoder_hidden=1024)
+    config = tiny_config(
+        "dinov2_vits14",
+        70,
+        decoder_layers=3,
+        n_heads=4,
+        n_slots=3,
+        slot_dim=64,
+        decoder_hidden=1024,
+    )
     model = VideoSlotModel(config, pretrained=False, seed=2)
     expect_equal_outputs(model, export_onnx(model, tmp_path / "vit.onnx"), video(70, 6))
 
@@ -133,7 +135,7 @@ def test_exporting_leaves_the_model_as_it_was(tiny: tuple[VideoSlotModel, Path])
 
 def test_models_that_cannot_be_a_file_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
-    blind = VideoSlotModel(ModelConfig(None, None, 4, 8, 16, feature_shape=(9, 6)))
+    blind = VideoSlotModel(tiny_config(decoder_layers=3, n_heads=4))
     with pytest.raises(ValueError, match="no backbone, so it cannot see a frame"):
         export_onnx(blind, path)
     sampled = VideoSlotModel(replace(TINY, initial_slots="sampled"), pretrained=False)

@@ -11,9 +11,9 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
-from draws import normal
 from hub_server import TOKEN, Hub, Repository, running
 from huggingface_hub import ModelCard
+from tiny import normal, tiny
 
 from slotmatch.__main__ import main
 from slotmatch.experiments import MINI_STUDENT
@@ -24,14 +24,7 @@ from slotmatch.reporting.results import numbers, read_results
 from slotmatch.sharing.card import model_card, write_folder
 from slotmatch.sharing.push import push_to_hub
 
-CONFIG = ModelConfig(
-    backbone=None,
-    image_size=None,
-    feature_shape=(9, 6),
-    n_slots=4,
-    slot_dim=8,
-    decoder_hidden=16,
-)
+CONFIG = tiny(decoder_layers=3, n_heads=4, decoder_hidden=16)
 REPO = "user/tiny"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
-from draws import normal
+from tiny import normal
 from torch import Tensor
 from torch.testing import assert_close
 

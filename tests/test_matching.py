@@ -4,7 +4,7 @@ from itertools import permutations
 
 import pytest
 import torch
-from draws import normal
+from tiny import normal
 from torch.nn.functional import cosine_similarity
 
 from slotmatch.losses import match_slots, reorder_slots

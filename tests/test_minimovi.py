@@ -10,8 +10,7 @@ from matplotlib.colors import rgb_to_hsv
 from scipy.ndimage import binary_dilation, binary_erosion
 
 from slotmatch import data
-from slotmatch.data import NAMES
-from slotmatch.data.minimovi import MiniMovi, render
+from slotmatch.data.minimovi import NAMES, MiniMovi, render
 
 N_OBJECTS = {
     "minimovi_a": (3, 8),

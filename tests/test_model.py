@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from draws import normal
 from released import released_heads
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tiny import normal, tiny
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -30,17 +30,8 @@ from slotmatch.model import (
 )
 
 Oracles = Mapping[str, np.ndarray]
-FROM_FEATURES = ModelConfig(
-    backbone=None,
-    image_size=None,
-    feature_shape=(9, 6),
-    n_slots=4,
-    slot_dim=8,
-    decoder_hidden=16,
-)
-EMBEDDED = ModelConfig(
-    backbone="embedded", image_size=64, n_slots=4, slot_dim=8, decoder_hidden=16, decoder_layers=1
-)
+FROM_FEATURES = tiny(decoder_layers=3, n_heads=4, decoder_hidden=16)
+EMBEDDED = tiny("embedded", 64, n_heads=4, decoder_hidden=16)
 
 
 def expect(actual: Tensor, oracles: Oracles, key: str) -> None:

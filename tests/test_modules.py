@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
-from draws import normal
+from tiny import normal
 from torch import Tensor, nn
 from torch.testing import assert_close
 

@@ -4,19 +4,19 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from draws import normal
+from tiny import normal, tiny
 from torch import Tensor, nn
 
-from slotmatch.model import ModelConfig, VideoSlotModel
+from slotmatch.model import VideoSlotModel
 from slotmatch.model.modules import MLPDecoder
 from slotmatch.model.plain import PlainDecoder, as_written
 
 PRECISIONS = pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)]
 )
-MODEL = ModelConfig(
-    backbone=None,
-    image_size=None,
+MODEL = tiny(
+    decoder_layers=3,
+    n_heads=4,
     n_slots=7,
     slot_dim=16,
     decoder_hidden=32,

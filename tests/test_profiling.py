@@ -6,15 +6,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from tiny import tiny
 
 from slotmatch import profiling
-from slotmatch.model import PRESETS, ModelConfig, VideoSlotModel
+from slotmatch.model import PRESETS, VideoSlotModel
 from slotmatch.model.plain import as_written
 
-EMBEDDED = ModelConfig("embedded_small", 32, n_slots=3, slot_dim=8, decoder_hidden=16)
-FROM_FEATURES = ModelConfig(
-    None, None, n_slots=5, slot_dim=8, decoder_hidden=16, feature_shape=(9, 6)
-)
+EMBEDDED = tiny("embedded_small", 32, decoder_layers=3, n_heads=4, n_slots=3, decoder_hidden=16)
+FROM_FEATURES = tiny(decoder_layers=3, n_heads=4, n_slots=5, decoder_hidden=16)
 PARTS = ("backbone", "transform", "slot_attention", "predictor", "decoder")
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tiny import tiny
 
 from slotmatch import experiments
 from slotmatch.__main__ import main
@@ -19,7 +20,7 @@ from slotmatch.data import minimovi
 from slotmatch.data.decoded import DecodedClips
 from slotmatch.data.preprocessing import Preprocessing
 from slotmatch.experiments import runs
-from slotmatch.model import PRESETS, ModelConfig, Preset, VideoSlotModel, load
+from slotmatch.model import PRESETS, Preset, VideoSlotModel, load
 from slotmatch.reporting.results import read_results
 from slotmatch.training import Frames, TrainConfig, estimates, train
 from slotmatch.training.checkpoint import CHECKPOINT
@@ -28,15 +29,7 @@ from slotmatch.training.loop import LOG
 from slotmatch.training.step import Student, slotmatch_step
 
 CPU = torch.device("cpu")
-TINY = ModelConfig(
-    backbone="embedded",
-    image_size=32,
-    n_slots=3,
-    slot_dim=8,
-    decoder_hidden=8,
-    decoder_layers=1,
-    n_heads=2,
-)
+TINY = tiny("embedded", 32, n_slots=3)
 QUICK = TrainConfig(
     steps=6,
     batch_size=4,

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy.ndimage import maximum_filter, minimum_filter
+from tiny import tiny
 
 import slotmatch
 from slotmatch.data.video import length_and_rate, read_frames
@@ -19,15 +20,7 @@ from slotmatch.model import ModelConfig, VideoSlotModel, save
 from slotmatch.palette import blend, slot_colors
 from slotmatch.segmentation import segment, segment_blocks, write_masks, write_overlay
 
-CONFIG = ModelConfig(
-    backbone="timm:test_vit",
-    image_size=64,
-    n_slots=4,
-    slot_dim=8,
-    decoder_hidden=16,
-    decoder_layers=1,
-    position_init="sincos",
-)
+CONFIG = tiny("timm:test_vit", 64, n_heads=4, decoder_hidden=16, position_init="sincos")
 HEIGHT, WIDTH = 32, 48
 
 
@@ -200,7 +193,7 @@ def test_videos_that_are_none_are_refused(
 def test_models_and_chunks_that_cannot_serve_are_refused(
     model: VideoSlotModel, video: np.ndarray
 ) -> None:
-    blind = VideoSlotModel(ModelConfig(None, None, 4, 8, 16, feature_shape=(9, 6)))
+    blind = VideoSlotModel(tiny(decoder_layers=3, n_heads=4))
     with pytest.raises(ValueError, match="no backbone, so it cannot see a video"):
         segment(video, blind)
     with pytest.raises(ValueError, match="whole number of frames from 1 on, got 0"):

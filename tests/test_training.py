@@ -15,24 +15,16 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import tiny
 
 from slotmatch.backbones import Features
 from slotmatch.losses import slot_contrast
-from slotmatch.model import INHERITABLE, ModelConfig, VideoSlotModel, start_from
+from slotmatch.model import INHERITABLE, VideoSlotModel, start_from
 from slotmatch.training import TrainConfig, loading, loop, recipe, train
 from slotmatch.training.checkpoint import CHECKPOINT
 from slotmatch.training.recipe import learning_rate_factor
 
-MODEL = ModelConfig(
-    backbone=None,
-    image_size=None,
-    n_slots=3,
-    slot_dim=8,
-    decoder_hidden=8,
-    decoder_layers=1,
-    n_heads=2,
-    feature_shape=(9, 6),
-)
+MODEL = tiny(n_slots=3)
 EMBEDDED = replace(MODEL, backbone="embedded", image_size=32, feature_shape=None)
 QUICK = TrainConfig(
     steps=12,
