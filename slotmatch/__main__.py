@@ -213,7 +213,7 @@ def _stored(folder: Path) -> Iterator[np.ndarray]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m slotmatch", description=__doc__)
+    parser = argparse.ArgumentParser(prog="slotmatch", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_segment(commands)
     _add_data(commands)

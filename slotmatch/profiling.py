@@ -79,8 +79,8 @@ def count_flops(
     video. Nothing is computed: only shapes pass through a model `without_memory`.
 
     Args:
-        model: a model, or the config of one: then the fast model. ``slotmatch.plain.as_written``
-            gives the model whose counts papers quote.
+        model: a model, or the config of one: then the fast model.
+            ``slotmatch.model.plain.as_written`` gives the model whose counts papers quote.
         reconstruct: False counts a decoder that is asked for masks alone.
         decode: False leaves the decoder out, as for masks that are slot attention's.
     """

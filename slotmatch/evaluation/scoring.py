@@ -1,6 +1,6 @@
 """Scores of a model on the videos of a data set, and the bound its patch grid puts on any score.
 
-What exactly is scored differs between papers: see `slotmatch.protocols`.
+What exactly is scored differs between papers: see `slotmatch.evaluation.protocols`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

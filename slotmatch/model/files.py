@@ -52,9 +52,9 @@ def load(name_or_path: str | os.PathLike[str]) -> VideoSlotModel:
 
     Names such as ``"mini-teacher"`` and ``"mini-student"`` are models that come with the package.
     ``"hf://user/name"`` is a model that was shared on the Hugging Face hub
-    (`slotmatch.hub.push_to_hub`), ``"hf://user/name@revision"`` that branch, tag or commit of it. A
-    file whose name ends in ``.ckpt`` is read by `from_slotcontrast` with the four heads of every
-    release; what it is taken for is logged. No code comes out of any of them.
+    (`slotmatch.sharing.push.push_to_hub`), ``"hf://user/name@revision"`` that branch, tag or commit
+    of it. A file whose name ends in ``.ckpt`` is read by `from_slotcontrast` with the four heads of
+    every release; what it is taken for is logged. No code comes out of any of them.
 
     Nothing is downloaded when the file holds the backbone.
 

@@ -216,7 +216,7 @@ class VideoSlotModel(nn.Module):
         """Masks (B,T,K,P) and reconstruction (B,T,P,F), if asked, of slots (B,T,K,D).
 
         A few patches at a time, so that memory beyond the result does not grow with T where no
-        gradient is kept (`slotmatch.modules.MLPDecoder`).
+        gradient is kept (`slotmatch.model.modules.MLPDecoder`).
         """
         batch = slots.shape[0]
         flat = rearrange(slots, "b t k d -> (b t) k d")

@@ -1,7 +1,7 @@
 """The model as it is usually written: the reference for the exactness and the cost of the fast one.
 
-``slotmatch.modules.MLPDecoder`` is rearranged so that it does less work for the same result. Here
-is what it was rearranged from, with the same parameters.
+``slotmatch.model.modules.MLPDecoder`` is rearranged so that it does less work for the same result.
+Here is what it was rearranged from, with the same parameters.
 """
 
 import copy

@@ -17,7 +17,7 @@ class ModelConfig:
 
     With ``backbone=None`` the model has no encoder and runs from features only; then
     ``feature_shape`` gives (P, F), and ``image_size`` is None as well. The last four fields are
-    named variants of the parts in ``slotmatch.modules``; their defaults are SlotContrast's.
+    named variants of the parts in ``slotmatch.model.modules``; their defaults are SlotContrast's.
 
     Raises:
         ValueError: a size that is not a positive integer, a slot width that the heads do not

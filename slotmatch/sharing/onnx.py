@@ -155,7 +155,7 @@ class OnnxModel:
         header: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
         if header.get("format") != FILE_FORMAT:
             raise ValueError(
-                f"{path} was not written by slotmatch.export.export_onnx: its format is "
+                f"{path} was not written by slotmatch.sharing.onnx.export_onnx: its format is "
                 f"{header.get('format')!r}, not {FILE_FORMAT!r}"
             )
         self.config: dict[str, Any] = json.loads(header["config"])
