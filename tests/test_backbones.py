@@ -134,7 +134,7 @@ def test_sizes_are_whole_numbers_of_patches(name, size, choices):
         ({"network": "lite7"}, "'lite7' is not one of lite0, lite1, lite2"),
         ({"stages": ((4, 8), (4, 0))}, "name a stage twice"),
         ({"stages": ((5, 8),)}, "stage 5 does not exist: choose 0 to 4"),
-        ({"stages": ((0, 17),)}, "stage 0 has 1 to 16 components, not 17"),
+        ({"stages": ((0, 17),)}, "stage 0 takes 0 to 16 components, not 17"),
         ({"rgb": 3}, "rgb 3 does not divide a patch"),
         ({"stride": 32}, "stride 32 is not 8 or 16"),
         ({"position": -1.0}, "position -1.0 is not a scale"),

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from slotmatch.backbones.spec import BackboneSpec
 
+__all__ = ["Backbone", "TimmBackbone", "resize_frames", "weights_checksum"]
+
 
 def resize_frames(frames: Tensor, image_size: int) -> Tensor:
     """Frames as squares of ``image_size`` pixels: ``n 3 h w -> n 3 s s``, in [0, 1].

@@ -20,6 +20,8 @@ from slotmatch.data.clips import HasVideo
 from slotmatch.data.preprocessing import unit_floats
 from slotmatch.progress import hidden
 
+__all__ = ["Features", "cached_features", "encode_frames"]
+
 FORMAT = 1
 """Goes up when the same inputs would give other bytes."""
 

@@ -26,6 +26,18 @@ from slotmatch.backbones.spec import (
     Lite,
 )
 
+__all__ = [
+    "EmbeddedBackbone",
+    "Projection",
+    "build_embedded",
+    "constants_path",
+    "fit_constants",
+    "fit_projection",
+    "load_lite",
+    "position_code",
+    "stage_maps",
+]
+
 
 @dataclass(frozen=True)
 class Projection:

@@ -13,6 +13,8 @@ from slotmatch.backbones.base import Backbone, TimmBackbone
 from slotmatch.backbones.embedded import build_embedded
 from slotmatch.backbones.spec import NAMES, RECIPES, BackboneSpec, EmbeddedRecipe, grid_side, spec
 
+__all__ = ["build"]
+
 HUB_TIMEOUT = 5.0
 """Seconds to wait for a first answer of the Hugging Face hub before giving up."""
 

@@ -7,6 +7,22 @@ from typing import Any
 import timm
 import torch
 
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "LITES",
+    "LITE_MEAN",
+    "NAMES",
+    "RECIPES",
+    "STORED_COMPONENTS",
+    "BackboneSpec",
+    "EmbeddedRecipe",
+    "Lite",
+    "feature_dim",
+    "grid_side",
+    "spec",
+]
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LITE_MEAN = LITE_STD = 0.5
@@ -76,7 +92,7 @@ class EmbeddedRecipe:
                 raise ValueError(f"stage {stage} does not exist: choose 0 to 4")
             most = min(STORED_COMPONENTS, self.widths[stage])
             if not 0 <= components <= most:
-                raise ValueError(f"stage {stage} has 1 to {most} components, not {components}")
+                raise ValueError(f"stage {stage} takes 0 to {most} components, not {components}")
         if self.rgb not in (0, 1, 2, 4, 8, 16):
             raise ValueError(f"rgb {self.rgb} does not divide a patch: choose 0, 1, 2, 4, 8 or 16")
         if not 0 <= self.position < float("inf"):

@@ -7,6 +7,8 @@ from typing import Protocol, overload
 
 import numpy as np
 
+__all__ = ["Clip", "HasVideo", "LazyClips"]
+
 
 @dataclass(frozen=True, eq=False)
 class Clip:

@@ -11,6 +11,8 @@ import numpy as np
 from slotmatch import paths
 from slotmatch.data.clips import HasVideo
 
+__all__ = ["DecodedClip", "DecodedClips"]
+
 
 @dataclass(frozen=True)
 class DecodedClips(Sequence[HasVideo]):

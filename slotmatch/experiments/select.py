@@ -28,6 +28,21 @@ from slotmatch.model import INHERITABLE, PRESETS, ModelConfig, Preset, VideoSlot
 from slotmatch.settings import Size, check_choice
 from slotmatch.training import Frames, TrainConfig
 
+__all__ = [
+    "MINI_STUDENT",
+    "MINI_TEACHER",
+    "PAPER",
+    "SIZES",
+    "VIDEO_SETS",
+    "Experiment",
+    "Part",
+    "example_clips",
+    "lighter",
+    "read_features",
+    "select",
+    "training_clips",
+]
+
 HELD_BACK = 100
 """Videos at the end of a real data set's train split that are for choosing; a tenth of few."""
 SCORED = "validation"

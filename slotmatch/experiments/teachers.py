@@ -20,6 +20,8 @@ from slotmatch.experiments.select import (
 from slotmatch.model import PRESETS, ModelConfig, VideoSlotModel, load, save
 from slotmatch.training import train
 
+__all__ = ["load_teacher", "read_teacher", "released_path", "teacher_path", "train_mini_teacher"]
+
 RELEASED: Mapping[str, str] = MappingProxyType(
     {
         "movi_c": "movi_c.ckpt",

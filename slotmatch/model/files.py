@@ -16,6 +16,8 @@ from slotmatch.model.network import VideoSlotModel, fill
 from slotmatch.model.presets import ModelConfig
 from slotmatch.model.slotcontrast import FINAL_NORM, RELEASED, describe, from_slotcontrast
 
+__all__ = ["FILE_FORMAT", "load", "save"]
+
 FILE_FORMAT = "slotmatch 1"
 
 _log = logging.getLogger(__name__)

@@ -16,6 +16,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+__all__ = ["HUB", "WEIGHTS", "check_repo_id", "fetch", "plain_errors"]
+
 HUB = "hf://"
 """Start of the address of a model on the Hugging Face hub, as in ``hf://user/name@revision``."""
 WEIGHTS = "model.safetensors"

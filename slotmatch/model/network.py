@@ -31,6 +31,16 @@ from slotmatch.model.modules import (
 )
 from slotmatch.model.presets import ModelConfig
 
+__all__ = [
+    "CHUNK",
+    "INHERITABLE",
+    "SlotOutput",
+    "SlotState",
+    "VideoSlotModel",
+    "fill",
+    "start_from",
+]
+
 CHUNK = 24
 """Frames that pass a model at a time: MOVi's videos as a whole."""
 

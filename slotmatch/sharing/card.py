@@ -23,6 +23,8 @@ from slotmatch.model.files import FILE_FORMAT, save
 from slotmatch.model.hub import WEIGHTS
 from slotmatch.reporting.results import SCORES, numbers
 
+__all__ = ["CARD", "CONFIG", "model_card", "write_folder"]
+
 CONFIG, CARD = "config.json", "README.md"
 TAGS = ("object-centric-learning", "slot-attention", "unsupervised", "video-segmentation")
 

@@ -12,6 +12,8 @@ from slotmatch.model import VideoSlotModel
 from slotmatch.model.hub import HUB, WEIGHTS, check_repo_id, plain_errors
 from slotmatch.sharing.card import CARD, CONFIG, write_folder
 
+__all__ = ["push_to_hub"]
+
 
 def push_to_hub(
     model: VideoSlotModel,
