@@ -300,12 +300,16 @@ def _add_train(commands: "Commands") -> None:
     command.add_argument("--learning-rate", type=float, help="default: the preset's")
     command.add_argument("--precision", choices=choices(Precision), default="no")
     command.add_argument(
-        "--accumulate", type=_positive, default=1, metavar="N", help="N parts, for less memory"
+        "--accumulate",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="N micro-batches, for less memory",
     )
     command.add_argument(
         "--gather-negatives", action="store_true", help="of the contrast, from all processes"
     )
-    command.add_argument("--workers", type=int, metavar="N", help="threads that read ahead")
+    command.add_argument("--workers", type=int, metavar="N", help="processes that read ahead")
     command.add_argument(
         "--decoded", action="store_true", help="keep decoded frames on disk, to read them faster"
     )

@@ -475,7 +475,7 @@ class TestPages:
         Path("model.safetensors").symlink_to(weights / "model.safetensors")
         printed = world.read("scale")
         (dry,) = (text for name, text in printed.items() if "--dry-run" in name)
-        assert "in 4 parts" in dry
+        assert "in 4 micro-batches" in dry
         assert "hours for 2 steps (estimate" in dry
         for name in ("movi_e", "ytvis2021"):
             path = experiments.released_path(experiments.select("paper", name))

@@ -64,7 +64,7 @@ def run(
         teacher_file: of the student's teacher, see ``experiments.read_teacher``; empty: the one
             that ``experiments.load_teacher`` finds.
         decoded: keep decoded frames on disk (``loading.DecodedClips``).
-        workers: threads that read ahead.
+        workers: processes that read ahead.
         say: where sentences about the run go.
 
     Raises:

@@ -49,7 +49,7 @@ class TrainConfig:
     flip_probability: float = 0.0  # of mirroring a clip; only with videos
     seed: int = 0
     mixed_precision: Precision = "no"
-    accumulate: int = 1  # parts that pass one after another for less memory, to the same gradient
+    accumulate: int = 1  # micro-batches, one after another: less memory, the same gradient
     gather_negatives: bool = False  # of the contrast: from all processes, not from its own only
     log_every: int = 50
     validate_every: int = 1000
