@@ -166,7 +166,7 @@ def train(arguments: argparse.Namespace) -> None:
 
 def export(arguments: argparse.Namespace) -> None:
     """Write a model as an ONNX file that takes a video frame by frame."""
-    from slotmatch.model.files import load
+    from slotmatch.model import load
     from slotmatch.sharing.onnx import INPUTS, OUTPUTS, export_onnx
 
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # warns of its own optimisations
@@ -183,7 +183,7 @@ def share(arguments: argparse.Namespace) -> None:
     if arguments.folder is None and arguments.push is None:
         raise ValueError("nothing to do: give --folder DIR, --push USER/NAME or both")
 
-    from slotmatch.model.files import load
+    from slotmatch.model import load
     from slotmatch.reporting.results import read_results
     from slotmatch.sharing.card import write_folder
     from slotmatch.sharing.push import push_to_hub

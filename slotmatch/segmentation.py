@@ -21,8 +21,7 @@ from slotmatch import paths
 from slotmatch.data.preprocessing import unit_floats
 from slotmatch.data.video import Video, length_and_rate, read_frames
 from slotmatch.metrics import label_maps
-from slotmatch.model import VideoSlotModel
-from slotmatch.model.files import load
+from slotmatch.model import VideoSlotModel, load
 from slotmatch.model.network import CHUNK
 from slotmatch.palette import blend, slot_colors
 from slotmatch.progress import hidden
