@@ -18,6 +18,7 @@ __all__ = [
     "SHARE",
     "Axis",
     "Correspondence",
+    "Disturbance",
     "Empty",
     "GruState",
     "InitialSlots",
@@ -46,6 +47,8 @@ Masks = Literal["decoder", "attention"]
 """Whose masks segment a video: the decoder's, as the paper has it, or slot attention's."""
 Correspondence = Literal["index", "hungarian"]
 """Which teacher slot a student slot answers to."""
+Disturbance = Literal["noise", "brightness", "half_size", "shift"]
+"""What may happen to frames without a viewer noticing."""
 Axis = Literal["earlier", "later", "symmetric"]
 """Of the contrast: which frame's slots its softmax runs over."""
 InitialSlots = Literal["learned", "sampled"]

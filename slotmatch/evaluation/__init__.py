@@ -1,5 +1,14 @@
 """Scores of a model on the videos of a data set, by the rules of a protocol."""
 
+from slotmatch.evaluation.fidelity import (
+    Followed,
+    constancy,
+    constant_slots,
+    disturbed_clips,
+    feature_change,
+    fidelity,
+    follow,
+)
 from slotmatch.evaluation.protocols import ORIGINAL, PROTOCOLS, Protocol, protocol_for, samples
 from slotmatch.evaluation.scoring import (
     columns,
@@ -7,6 +16,7 @@ from slotmatch.evaluation.scoring import (
     evaluate_samples,
     grid_oracle,
     joined,
+    outputs,
     score_labels,
     score_masks,
     score_on,
@@ -15,12 +25,20 @@ from slotmatch.evaluation.scoring import (
 __all__ = [
     "ORIGINAL",
     "PROTOCOLS",
+    "Followed",
     "Protocol",
     "columns",
+    "constancy",
+    "constant_slots",
+    "disturbed_clips",
     "evaluate",
     "evaluate_samples",
+    "feature_change",
+    "fidelity",
+    "follow",
     "grid_oracle",
     "joined",
+    "outputs",
     "protocol_for",
     "samples",
     "score_labels",

@@ -27,6 +27,7 @@ __all__ = [
     "evaluate_samples",
     "grid_oracle",
     "joined",
+    "outputs",
     "score_labels",
     "score_masks",
     "score_on",
@@ -107,23 +108,56 @@ def evaluate_samples(
         )
     if features is None and model.backbone is None:
         raise ValueError("this model has no backbone: give features of the clips")
-    sampled = model.config.initial_slots == "sampled"
-    was_training = model.training
-    model.eval()
     total = min(len(clips), protocol.n_videos or len(clips)) if protocol.window is None else None
     bar = tqdm(total=total, desc="evaluating", unit="video", disable=hidden(progress))
     ids: list[str] = []
     scores: list[dict[str, float]] = []
     with bar:
-        for batch in _batches(samples(clips, protocol), 1 if sampled else batch_size):
-            seen = None if features is None else features[len(scores) : len(scores) + len(batch)]
-            soft = _soft_masks(model, batch, seen, masks, protocol.preprocessing, seed=len(scores))
-            pairs = zip(batch, soft, strict=True)
-            scores += [score_masks(clip, own, protocol=protocol) for clip, own in pairs]
-            ids += [clip.id for clip in batch]
-            bar.update(len(batch))
-    model.train(was_training)
+        for clip, _, own in outputs(
+            model,
+            samples(clips, protocol),
+            features,
+            batch_size=batch_size,
+            masks=masks,
+            preprocessing=protocol.preprocessing,
+        ):
+            scores.append(score_masks(clip, own, protocol=protocol))
+            ids.append(clip.id)
+            bar.update()
     return ids, columns(scores)
+
+
+def outputs(
+    model: VideoSlotModel,
+    clips: Iterable[Clip],
+    features: Features | np.ndarray | None = None,
+    *,
+    batch_size: int = 4,
+    masks: Masks = "decoder",
+    preprocessing: Preprocessing = ORIGINAL.preprocessing,
+) -> Iterator[tuple[Clip, Tensor, Tensor]]:
+    """Each clip with its slots (T,K,D) and soft masks (T,K,P), on the CPU in single precision.
+
+    Arguments are those of ``evaluate``; the model is in evaluation mode while a batch passes.
+    """
+    sampled = model.config.initial_slots == "sampled"
+    done = 0
+    for batch in _batches(clips, 1 if sampled else batch_size):
+        seen = None if features is None else features[done : done + len(batch)]
+        was_training = model.training
+        model.eval()
+        found = list(
+            model.stream(
+                _frames(batch, seen, preprocessing, model.decoder.positions.device),
+                decode=masks == "decoder",
+                generator=torch.Generator().manual_seed(done),
+            )
+        )
+        model.train(was_training)
+        slots = torch.cat([output.slots for output in found], dim=1).float().cpu()
+        soft = torch.cat([output.segmentation for output in found], dim=1).float().cpu()
+        yield from zip(batch, slots, soft, strict=True)
+        done += len(batch)
 
 
 def score_on(
@@ -245,30 +279,19 @@ def joined(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return metrics.dataset_metrics([dict(zip(scores, row, strict=True)) for row in rows])
 
 
-def _soft_masks(
-    model: VideoSlotModel,
+def _frames(
     clips: Sequence[Clip],
     features: np.ndarray | None,
-    masks: Masks,
     preprocessing: Preprocessing,
-    *,
-    seed: int,
-) -> Tensor:
-    """Masks (B,T,K,P) of clips of one size."""
-    device = model.decoder.positions.device
-
-    def frames() -> Iterator[Tensor]:
-        for t in range(len(clips[0].video)):
-            if features is not None:
-                yield torch.from_numpy(np.array(features[:, t]))
-            else:
-                pixels = torch.from_numpy(np.stack([clip.video[t] for clip in clips])).to(device)
-                yield preprocessing.resize(unit_floats(rearrange(pixels, "b h w c -> b c h w")))
-
-    outputs = model.stream(
-        frames(), decode=masks == "decoder", generator=torch.Generator().manual_seed(seed)
-    )
-    return torch.cat([output.segmentation.float().cpu() for output in outputs], dim=1)
+    device: torch.device,
+) -> Iterator[Tensor]:
+    """What a model reads of clips of one size, frame by frame."""
+    for t in range(len(clips[0].video)):
+        if features is not None:
+            yield torch.from_numpy(np.array(features[:, t]))
+        else:
+            pixels = torch.from_numpy(np.stack([clip.video[t] for clip in clips])).to(device)
+            yield preprocessing.resize(unit_floats(rearrange(pixels, "b h w c -> b c h w")))
 
 
 def _batches(clips: Iterable[Clip], size: int) -> Iterator[list[Clip]]:

@@ -245,18 +245,21 @@ class VideoSlotModel(nn.Module):
         """
         features = features.to(self.decoder.positions.dtype)  # cached features are half precision
         keys, values = self.slot_attention.project(self.transform(features))
-        predicted, frame = state.predicted, state.frame
+        predicted = state.predicted
         slots, attention = [], []
-        for t in range(features.shape[1]):
-            first = frame + t == 0
+        # Cut once: the gradient of keys[:, t] is as large as all keys, and was summed T times.
+        for frame, (own_keys, own_values) in enumerate(
+            zip(keys.unbind(1), values.unbind(1), strict=True), state.frame
+        ):
+            first = frame == 0
             iterations = self.config.first_iterations if first else self.config.later_iterations
             corrected, attended = self.slot_attention.iterate(
-                predicted, keys[:, t], values[:, t], iterations
+                predicted, own_keys, own_values, iterations
             )
             predicted = self.predictor(corrected)
             slots.append(corrected)
             attention.append(attended)
-        state = SlotState(predicted, frame + features.shape[1])
+        state = SlotState(predicted, state.frame + features.shape[1])
         return torch.stack(slots, dim=1), torch.stack(attention, dim=1), state
 
     def _check(self, features: Tensor, state: SlotState | None) -> None:

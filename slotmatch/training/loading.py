@@ -51,7 +51,7 @@ class Chance:
 
 def draw(config: TrainConfig, step: int, n_videos: int, n_patches: int) -> Chance:
     """Videos differ within a batch as long as there are enough."""
-    size = config.batch_size
+    size, _ = config.clips(step)
     rng = np.random.default_rng((config.seed, step))
     videos = rng.choice(n_videos, size, replace=n_videos < size)
     places = rng.random(size)
@@ -155,10 +155,10 @@ class FeatureClips:
                 f"{name} must be features (N,T,{expected[0]},{expected[1]}) for this model, "
                 f"got {shape}"
             )
-        if self.n_frames < config.clip_length:
+        if self.n_frames < config.longest:
             raise ValueError(
                 f"{name} {shape} has {self.n_frames} frames, fewer than clip_length "
-                f"{config.clip_length}"
+                f"{config.longest}"
             )
         if config.flip_probability:
             raise ValueError(
@@ -222,7 +222,7 @@ class Frames:
                 f"{name} would be mirrored twice: set the preprocessing's flip_probability "
                 f"{self.preprocessing.flip_probability} to 0 and use the training's own"
             )
-        self._long_enough(0, config.clip_length)
+        self._long_enough(0, config.longest)
 
     def cut(self, chance: Chance, share: slice, length: int) -> Tensor:
         """The clips of a batch (B,T,3,H,W): uint8, or floats in [0, 1] if preprocessed."""
@@ -272,23 +272,30 @@ class _Steps(Dataset[Batch]):
     """The batch of every step, a pure function of the seed and the step's number."""
 
     def __init__(
-        self, sources: Sequence[Source], config: TrainConfig, share: slice, n_patches: int
+        self,
+        sources: Sequence[Source],
+        config: TrainConfig,
+        process: tuple[int, int],
+        n_patches: int,
     ) -> None:
         self.sources, self.config = sources, config
-        self.share, self.n_patches = share, n_patches
+        self.process, self.n_patches = process, n_patches
 
     def __getitem__(self, step: int) -> Batch:
         chance = draw(self.config, step, len(self.sources[0]), self.n_patches)
-        length = self.config.clip_length
-        cut = [one.cut(chance, self.share, length) for one in self.sources]
+        size, length = self.config.clips(step)
+        rank, n_processes = self.process
+        own = size // n_processes
+        share = slice(rank * own, (rank + 1) * own)
+        cut = [one.cut(chance, share, length) for one in self.sources]
         return Batch(
             step,
             clips=cut[0],
             teacher_clips=cut[-1],
             patches=chance.patches,
             seed=chance.seed,
-            first=self.share.start,
-            size=self.config.batch_size,
+            first=share.start,
+            size=size,
         )
 
 
@@ -297,7 +304,7 @@ def batches(
     config: TrainConfig,
     *,
     first: int,
-    share: slice,
+    process: tuple[int, int] = (0, 1),
     n_patches: int,
     device: torch.device,
     workers: int | None = None,
@@ -308,7 +315,7 @@ def batches(
         sources: the student's videos and, if it reads other features, the teacher's of the same.
         config: batch size, clip length, seed, number of steps.
         first: the step to begin with, counted from 0.
-        share: this process's clips of the batch of all processes.
+        process: this process's number, and how many share each batch.
         n_patches: of a frame, for the choice of those that are decoded.
         device: where batches will go.
         workers: processes that read ahead; 0 reads when asked. None: none beside a CPU that
@@ -323,7 +330,7 @@ def batches(
     if workers < 0:
         raise ValueError(f"workers must be 0 or more, got {workers}")
     return DataLoader(
-        _Steps(sources, config, share, n_patches),
+        _Steps(sources, config, process, n_patches),
         batch_size=None,
         sampler=range(first, config.steps),
         num_workers=workers,

@@ -179,13 +179,11 @@ class _Run:
 
     def batches(self, first: int, workers: int | None) -> Iterable[Batch]:
         """This process's batch of each step from ``first`` on."""
-        share = self.config.batch_size // self.accelerator.num_processes
-        rank = self.accelerator.process_index
         return batches(
             self.sources,
             self.config,
             first=first,
-            share=slice(rank * share, (rank + 1) * share),
+            process=(self.accelerator.process_index, self.accelerator.num_processes),
             n_patches=self.model.config.n_patches,
             device=self.accelerator.device,
             workers=workers,

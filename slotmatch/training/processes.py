@@ -34,7 +34,7 @@ def accelerator(config: TrainConfig) -> Accelerator:
     found = Accelerator(mixed_precision=config.mixed_precision)
     if config.mixed_precision == "fp16" and found.device.type == "cpu":
         raise ValueError('mixed_precision "fp16" needs a GPU: choose "bf16" or "no"')
-    if config.batch_size % (found.num_processes * config.accumulate):
+    if config.fewest % (found.num_processes * config.accumulate):
         raise ValueError(
             f"batch_size {config.batch_size} cannot be shared equally by "
             f"{found.num_processes} processes in {config.accumulate} micro-batches each"

@@ -34,6 +34,8 @@ class TrainConfig:
     steps: int
     batch_size: int = 16  # clips of a step, over all processes
     clip_length: int = 4  # frames
+    # Shares of the steps at which clips become twice as long, and half as many.
+    doublings: tuple[float, ...] = ()
     learning_rate: float = 4e-4  # the largest
     warmup_steps: int = 2500
     decay: float = 0.5  # share of the learning rate that is left at the end
@@ -69,10 +71,14 @@ class TrainConfig:
                 (FRACTION, ("patch_fraction", "decay")),
             ],
         )
-        if self.batch_size % self.accumulate:
+        if list(self.doublings) != sorted({share for share in self.doublings if 0 < share < 1}):
+            raise ValueError(
+                f"doublings must be shares of the steps between 0 and 1, in order: {self.doublings}"
+            )
+        if self.fewest % self.accumulate or not self.fewest:
             raise ValueError(
                 f"batch_size {self.batch_size} cannot be cut into accumulate {self.accumulate} "
-                "equal parts"
+                f"equal parts, halved {len(self.doublings)} times before"
             )
         if self.warmup_steps >= self.steps:
             raise ValueError(
@@ -86,6 +92,22 @@ class TrainConfig:
                 "the contrast compares neighbouring frames: set clip_length to 2 or more, or "
                 f"contrast_weight to 0, not {self.clip_length} and {self.contrast_weight}"
             )
+
+    def clips(self, step: int) -> tuple[int, int]:
+        """Number of clips, and their length, in a step counted from 0: as many frames in each."""
+        n = sum(step >= share * self.steps for share in self.doublings)
+        return self.batch_size >> n, self.clip_length << n
+
+    @property
+    def fewest(self) -> int:
+        """Clips of the last steps; 0 if the batch cannot be halved so often."""
+        halved, rest = divmod(self.batch_size, 1 << len(self.doublings))
+        return 0 if rest else halved
+
+    @property
+    def longest(self) -> int:
+        """Frames of the last steps' clips."""
+        return self.clip_length << len(self.doublings)
 
 
 def learning_rate_factor(step: int, *, warmup_steps: int, steps: int, decay: float = 0.5) -> float:

@@ -1,0 +1,158 @@
+"""How closely a student follows its teacher, or a model itself once its frames are disturbed.
+
+The number to beat is `constant_slots`: a vector for each slot index, the same for all videos, that
+knows nothing of what is seen. The ceiling is the teacher's own constancy: no student can follow a
+teacher more closely than the teacher follows itself.
+
+Shapes: N videos; T frames, K slots, D slot width, H and W pixels.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from slotmatch import metrics
+from slotmatch.backbones import Backbone, Features, encode_frames
+from slotmatch.data import Clip
+from slotmatch.data.disturbances import disturb
+from slotmatch.data.preprocessing import unit_floats
+from slotmatch.evaluation.scoring import outputs
+from slotmatch.losses import match_slots, reorder_slots
+from slotmatch.model import VideoSlotModel
+from slotmatch.settings import Disturbance
+
+__all__ = [
+    "Followed",
+    "constancy",
+    "constant_slots",
+    "disturbed_clips",
+    "feature_change",
+    "fidelity",
+    "follow",
+]
+
+
+@dataclass(frozen=True)
+class Followed:
+    """What a model sees in one video: ``slots`` (T,K,D), and a slot's number at each pixel."""
+
+    slots: Tensor
+    labels: np.ndarray  # (T,H,W)
+
+
+def follow(
+    model: VideoSlotModel,
+    clips: Iterable[Clip],
+    features: Features | np.ndarray | None = None,
+) -> list[Followed]:
+    """Slots and label maps of every clip, from their features if these are at hand."""
+    return [
+        Followed(slots, metrics.label_maps(masks, clip.labels.shape[1:]))
+        for clip, slots, masks in outputs(model, clips, features)
+    ]
+
+
+def constant_slots(followed: Sequence[Followed]) -> Tensor:
+    """The vector (K,D) of each slot index that has the largest mean cosine with a model's slots.
+
+    That is the mean of these slots at unit length. Fit it on other videos than it is compared on.
+    """
+    slots = torch.cat([one.slots for one in followed])
+    return F.normalize(F.normalize(slots, dim=-1).mean(0), dim=-1)
+
+
+def fidelity(
+    student: Sequence[Followed],
+    teacher: Sequence[Followed],
+    clips: Sequence[Clip],
+    *,
+    constant: Tensor | None = None,
+) -> dict[str, list[float]]:
+    """Agreement of a student with its teacher on the same videos: a value a video.
+
+    Returns:
+        ``slot_cosine``: mean over frames and slots of the cosine of slots of equal index, and
+        ``slot_cosine_first`` and ``slot_cosine_last`` of these frames alone;
+        ``slot_cosine_permuted``: under the permutation of the video's slots that is best for it;
+        ``same_slot`` and ``same_slot_objects``: share of all pixels, and of those of objects, that
+        both give to slots of equal index; ``map_ari``: adjusted Rand index of the two label maps;
+        and with ``constant`` (``constant_slots`` of the teacher) ``constant_cosine``, which a
+        student that sees anything has to beat.
+
+    Raises:
+        ValueError: other numbers of videos.
+    """
+    if not len(student) == len(teacher) == len(clips) or not clips:
+        raise ValueError(
+            f"got {len(student)} videos of the student, {len(teacher)} of the teacher and "
+            f"{len(clips)} clips: give one or more, the same of each"
+        )
+    rows = [
+        _agreement(own, other, clip, constant)
+        for own, other, clip in zip(student, teacher, clips, strict=True)
+    ]
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _agreement(
+    own: Followed, other: Followed, clip: Clip, constant: Tensor | None
+) -> dict[str, float]:
+    cosines = F.cosine_similarity(own.slots, other.slots, dim=-1).mean(-1)
+    order = match_slots(own.slots[None], other.slots[None])
+    permuted = F.cosine_similarity(own.slots[None], reorder_slots(other.slots[None], order), dim=-1)
+    same = own.labels == other.labels
+    objects = clip.labels > 0
+    row = {
+        "slot_cosine": float(cosines.mean()),
+        "slot_cosine_first": float(cosines[0]),
+        "slot_cosine_last": float(cosines[-1]),
+        "slot_cosine_permuted": float(permuted.mean()),
+        "same_slot": float(same.mean()),
+        "same_slot_objects": float(same[objects].mean()) if objects.any() else float("nan"),
+        "map_ari": metrics.adjusted_rand_index(other.labels, own.labels, ignore_label=None),
+    }
+    if constant is not None:
+        row["constant_cosine"] = float(F.cosine_similarity(constant, other.slots, dim=-1).mean())
+    return row
+
+
+def disturbed_clips(clips: Iterable[Clip], kind: Disturbance) -> list[Clip]:
+    """The same videos after a disturbance; noise is drawn from a clip's number."""
+    return [
+        Clip(_pixels(disturb(_unit(clip.video), kind, seed=seed)), clip.labels, clip.id)
+        for seed, clip in enumerate(clips)
+    ]
+
+
+def constancy(
+    model: VideoSlotModel, clips: Sequence[Clip], kind: Disturbance
+) -> dict[str, list[float]]:
+    """``fidelity`` of a model to itself when frames are disturbed: the ceiling of any student."""
+    return fidelity(follow(model, disturbed_clips(clips, kind)), follow(model, clips), clips)
+
+
+def feature_change(backbone: Backbone, clips: Sequence[Clip], kind: Disturbance) -> float:
+    """How far features move under a disturbance, as a share of their spread over patches.
+
+    The root of the mean squared change over that of the deviation from the mean feature, of all
+    channels together.
+    """
+    before = torch.cat([encode_frames(clip.video, backbone).float() for clip in clips])
+    after = torch.cat(
+        [encode_frames(clip.video, backbone).float() for clip in disturbed_clips(clips, kind)]
+    )
+    spread = before - before.mean((0, 1))
+    return float(((after - before).square().mean() / spread.square().mean()).sqrt())
+
+
+def _unit(video: np.ndarray) -> Tensor:
+    return unit_floats(rearrange(torch.from_numpy(video), "t h w c -> t c h w"))
+
+
+def _pixels(frames: Tensor) -> np.ndarray:
+    return rearrange(255 * frames, "t c h w -> t h w c").round().byte().numpy()
