@@ -20,6 +20,8 @@ from slotmatch.evaluation import (
     feature_change,
     fidelity,
     follow,
+    score_against,
+    score_on,
 )
 from slotmatch.model import VideoSlotModel
 
@@ -134,6 +136,16 @@ def test_constancy_is_fidelity_to_oneself(model: VideoSlotModel) -> None:
     assert 0.5 < np.mean(scores["slot_cosine"]) < 1
 
 
+def test_validation_is_scores_and_fidelity_of_one_pass(model: VideoSlotModel) -> None:
+    clips, student = clips_of_noise(), VideoSlotModel(model.config, seed=2)
+    teacher = follow(model, clips)
+    found = score_against(teacher, clips)(student)
+    agreement = fidelity(follow(student, clips), teacher, clips)
+    for name in ("slot_cosine", "slot_cosine_last", "same_slot_objects"):
+        assert found.pop(name) == pytest.approx(np.mean(agreement[name]))
+    assert found == score_on(clips)(student)
+
+
 # Disturbances
 
 
@@ -159,7 +171,7 @@ def test_noise_has_its_size_and_its_seed() -> None:
     assert noise.std().item() == pytest.approx(2, rel=0.05)
     assert torch.equal(disturb(frames, "noise", seed=3), disturb(frames, "noise", seed=3))
     assert not torch.equal(disturb(frames, "noise", seed=3), disturb(frames, "noise", seed=4))
-    with pytest.raises(ValueError, match="kind must be one of .*'half_size'.* got 'fog'"):
+    with pytest.raises(ValueError, match=r"kind must be one of .*'half_size'.* got 'fog'"):
         disturb(frames, "fog")
 
 

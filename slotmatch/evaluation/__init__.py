@@ -8,6 +8,7 @@ from slotmatch.evaluation.fidelity import (
     feature_change,
     fidelity,
     follow,
+    score_against,
 )
 from slotmatch.evaluation.protocols import ORIGINAL, PROTOCOLS, Protocol, protocol_for, samples
 from slotmatch.evaluation.scoring import (
@@ -41,6 +42,7 @@ __all__ = [
     "outputs",
     "protocol_for",
     "samples",
+    "score_against",
     "score_labels",
     "score_masks",
     "score_on",

@@ -7,7 +7,7 @@ teacher more closely than the teacher follows itself.
 Shapes: N videos; T frames, K slots, D slot width, H and W pixels.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from slotmatch.backbones import Backbone, Features, encode_frames
 from slotmatch.data import Clip
 from slotmatch.data.disturbances import disturb
 from slotmatch.data.preprocessing import unit_floats
-from slotmatch.evaluation.scoring import outputs
+from slotmatch.evaluation.scoring import VALIDATED, columns, joined, outputs, score_masks
 from slotmatch.losses import match_slots, reorder_slots
 from slotmatch.model import VideoSlotModel
 from slotmatch.settings import Disturbance
@@ -34,6 +34,7 @@ __all__ = [
     "feature_change",
     "fidelity",
     "follow",
+    "score_against",
 ]
 
 
@@ -119,6 +120,32 @@ def _agreement(
     if constant is not None:
         row["constant_cosine"] = float(F.cosine_similarity(constant, other.slots, dim=-1).mean())
     return row
+
+
+def score_against(
+    teacher: Sequence[Followed],
+    clips: Sequence[Clip],
+    features: Features | np.ndarray | None = None,
+) -> Callable[[VideoSlotModel], dict[str, float]]:
+    """A student's mean scores and fidelity on a few clips, as ``training.train`` wants them.
+
+    What ``score_on`` gives, and the means of ``slot_cosine``, that of the last frame, and
+    ``same_slot_objects``, from one pass of the student.
+    """
+
+    def validate(model: VideoSlotModel) -> dict[str, float]:
+        scores, followed = [], []
+        for clip, slots, masks in outputs(model, clips, features):
+            scores.append(score_masks(clip, masks))
+            followed.append(Followed(slots, metrics.label_maps(masks, clip.labels.shape[1:])))
+        found = joined(columns(scores))
+        agreement = fidelity(followed, teacher, clips)
+        return {name: found[name] for name in VALIDATED} | {
+            name: float(np.nanmean(agreement[name]))
+            for name in ("slot_cosine", "slot_cosine_last", "same_slot_objects")
+        }
+
+    return validate
 
 
 def disturbed_clips(clips: Iterable[Clip], kind: Disturbance) -> list[Clip]:

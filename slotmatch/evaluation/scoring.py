@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 VALIDATED = ("video_fg_ari", "image_fg_ari", "video_mbo")
+"""Scores that are followed while a model trains."""
 
 
 def evaluate(
