@@ -146,12 +146,14 @@ class EmbeddedBackbone(Backbone):
         super().__init__(spec, network, image_size, pretrained)
         assert spec.recipe is not None
         recipe = self.recipe = spec.recipe
+        self.seen = "".join(map(str, recipe.stages))  # in the names of tensors, as ever
         if recipe.stages:
-            self.register_buffer("offset", constants["offset"])
-            self.register_buffer("matrix", constants["matrix"][:, : recipe.components].contiguous())
+            matrix = constants["matrix"][:, : recipe.components].contiguous()
+            self.register_buffer(f"offset{self.seen}", constants["offset"])
+            self.register_buffer(f"matrix{self.seen}", matrix)
         if recipe.rgb:
-            self.register_buffer("rgb_offset", constants["rgb_offset"])
-            self.register_buffer("rgb_scale", recipe.rgb_weight * constants["rgb_scale"])
+            self.register_buffer("offset_rgb", constants["rgb_offset"])
+            self.register_buffer("matrix_rgb", recipe.rgb_weight * constants["rgb_scale"])
         if recipe.position:
             self.register_buffer("position", recipe.position * position_code(self.grid))
 
@@ -161,16 +163,20 @@ class EmbeddedBackbone(Backbone):
         images = smoothed(images, recipe.blur)
         if recipe.stages:
             maps = stage_maps(self.network, images, recipe, self.grid)
-            seen = rearrange(maps, "n c h w -> n h w c") - self.get_buffer("offset")
-            parts.append(rearrange(seen @ self.get_buffer("matrix"), "n h w c -> n (h w) c"))
+            parts.append(self._turned(rearrange(maps, "n c h w -> n (h w) c"), self.seen))
         if side := recipe.rgb:
             points = F.adaptive_avg_pool2d(images, self.grid * side)
-            points = rearrange(points, "n c h w -> n h w c") - self.get_buffer("rgb_offset")
+            points = self._turned(rearrange(points, "n c h w -> n h w c"), "_rgb")
             pattern = "n (h i) (w j) c -> n (h w) (i j c)"
-            parts.append(rearrange(points * self.get_buffer("rgb_scale"), pattern, i=side, j=side))
+            parts.append(rearrange(points, pattern, i=side, j=side))
         if recipe.position:
             parts.append(self.get_buffer("position").expand(len(images), -1, -1))
         return torch.cat(parts, dim=-1)
+
+    def _turned(self, values: Tensor, part: str) -> Tensor:
+        offset, matrix = self.get_buffer(f"offset{part}"), self.get_buffer(f"matrix{part}")
+        centred = values - offset
+        return centred * matrix if matrix.ndim == 0 else centred @ matrix
 
 
 def build_embedded(what: BackboneSpec, image_size: int, pretrained: bool) -> EmbeddedBackbone:

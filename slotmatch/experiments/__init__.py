@@ -17,7 +17,7 @@ from slotmatch.experiments.teachers import (
     read_teacher,
     released_path,
     teacher_path,
-    train_mini_teacher,
+    train_shipped_teacher,
 )
 
 __all__ = [
@@ -34,6 +34,6 @@ __all__ = [
     "released_path",
     "select",
     "teacher_path",
-    "train_mini_teacher",
+    "train_shipped_teacher",
     "training_clips",
 ]

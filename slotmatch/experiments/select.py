@@ -33,6 +33,8 @@ __all__ = [
     "MINI_TEACHER",
     "PAPER",
     "SIZES",
+    "STEADY_STUDENT",
+    "STEADY_TEACHER",
     "VIDEO_SETS",
     "Experiment",
     "Part",
@@ -172,6 +174,15 @@ MINI_STUDENT = replace(
 """No attention term, since it starts from its teacher's attention. The distillation page has what
 was tried for beta and the learning rate, on validation videos."""
 
+STEADY_TEACHER = replace(
+    MINI_TEACHER, steps=12_000, doublings=(0.5, 0.8), decay=0.05, validate_every=2000
+)
+"""Of the teacher with the steady backbone, on all four embedded data sets: longer, and with clips
+that grow to whole videos."""
+
+STEADY_STUDENT = replace(MINI_STUDENT, match_weight=1.0, learning_rate=2e-3)
+"""Of its student, which starts from its own weights and its teacher's initial slots alone."""
+
 PAPER = TrainConfig(
     steps=100_000,
     batch_size=64,
@@ -202,16 +213,20 @@ def select(
     Args:
         preset: ``"smoke"``, ``"mini"`` or ``"paper"``.
         dataset: a name of ``slotmatch.data.NAMES``.
-        backbone: ``"embedded"`` takes the preset's own pair for teacher and student; any other name
-            of ``slotmatch.backbones`` replaces both.
+        backbone: ``"embedded"`` takes the preset's own pair for teacher and student, ``"steady"``
+            the pair whose features hold still when frames are disturbed, with a student that starts
+            from its own weights; any other name of ``slotmatch.backbones`` replaces both.
         steps: of training; 0 takes the preset's own number. A warm-up shrinks in proportion.
         seed: of weights and training.
 
     Raises:
-        ValueError: an unknown name, or a backbone that does not fit the models' image size.
+        ValueError: an unknown name, or a backbone that does not fit the models' image size or
+            preset.
     """
     check_choice("preset", preset, Size)
     check_name(dataset)
+    if backbone == "steady" and preset == "paper":
+        raise ValueError('backbone "steady" is for the presets smoke and mini: choose another')
     models, teacher, student = PRESETS["mini"], MINI_TEACHER, MINI_STUDENT
     inherited = tuple(INHERITABLE)
     if preset == "paper":
@@ -225,9 +240,12 @@ def select(
                 replace(config, learning_rate=8e-4, flip_probability=0.0)
                 for config in (teacher, student)
             )
+    if backbone == "steady":
+        models, inherited = PRESETS["steady"], ("initial_slots",)
+        teacher, student = STEADY_TEACHER, STEADY_STUDENT
     if preset == "smoke":
         teacher, student = (_shortened(config, 8) for config in (teacher, student))
-    if backbone != "embedded":
+    if backbone not in ("embedded", "steady"):
         models = replace(
             models,
             teacher=_on(backbone, models.teacher),

@@ -1,5 +1,6 @@
 """Where teachers come from: trained here, released by others, or with the package."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -7,11 +8,10 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 
-from slotmatch import paths
+from slotmatch import data, paths
 from slotmatch.backbones import Features
 from slotmatch.evaluation import score_on
 from slotmatch.experiments.select import (
-    MINI_TEACHER,
     VIDEO_SETS,
     Experiment,
     read_features,
@@ -20,7 +20,7 @@ from slotmatch.experiments.select import (
 from slotmatch.model import PRESETS, ModelConfig, VideoSlotModel, load, save
 from slotmatch.training import train
 
-__all__ = ["load_teacher", "read_teacher", "released_path", "teacher_path", "train_mini_teacher"]
+__all__ = ["load_teacher", "read_teacher", "released_path", "teacher_path", "train_shipped_teacher"]
 
 RELEASED: Mapping[str, str] = MappingProxyType(
     {
@@ -32,8 +32,10 @@ RELEASED: Mapping[str, str] = MappingProxyType(
 )
 """SlotContrast's released file by data set; where there is none, that of the same sizes."""
 
-MINI_TEACHER_DATA = ("minimovi_a", "minimovi_c")
-"""What the teacher that comes with the package was trained on, half and half."""
+SHIPPED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"mini": ("minimovi_a", "minimovi_c"), "steady": data.EMBEDDED}
+)
+"""Teachers that come with the package, and what they were trained on in equal parts."""
 
 
 def teacher_path(experiment: Experiment) -> Path:
@@ -61,8 +63,9 @@ def load_teacher(experiment: Experiment) -> tuple[VideoSlotModel, str]:
     released = released_path(experiment)
     if released is not None and released.is_file():
         return read_teacher(released, experiment.models.student)
-    if experiment.models == PRESETS["mini"]:
-        return load("mini-teacher"), "mini-teacher, which comes with the package"
+    for name in SHIPPED:
+        if experiment.models == PRESETS[name]:
+            return load(f"{name}-teacher"), f"{name}-teacher, which comes with the package"
     raise FileNotFoundError(
         f"there is no teacher of preset {experiment.name} with backbone "
         f"{experiment.models.teacher.backbone} for {experiment.dataset}: run 02_teacher with the "
@@ -105,13 +108,15 @@ def read_teacher(name_or_path: str | Path, student: ModelConfig) -> tuple[VideoS
     return teacher, f"{origin}, {teacher.config.backbone or 'from features'}"
 
 
-def train_mini_teacher(output: Path, *, progress: bool | None = None) -> pd.DataFrame:
-    """Train the teacher that comes with the package, in about half an hour, and return its log.
+def train_shipped_teacher(name: str, output: Path, *, progress: bool | None = None) -> pd.DataFrame:
+    """Train a teacher that comes with the package, in about an hour, and return its log.
 
-    Resumes from ``output``. The weights go to ``output/mini-teacher.safetensors``.
+    Resumes from ``output``. The weights go to ``output/NAME-teacher.safetensors``.
     """
-    parts = [select("mini", dataset) for dataset in MINI_TEACHER_DATA]
-    teacher = VideoSlotModel(parts[0].models.teacher, seed=MINI_TEACHER.seed)
+    backbone = "embedded" if name == "mini" else name
+    parts = [select("mini", dataset, backbone=backbone) for dataset in SHIPPED[name]]
+    settings = parts[0].teacher
+    teacher = VideoSlotModel(parts[0].models.teacher, seed=settings.seed)
     features = [read_features(part, "train", teacher, progress=True) for part in parts]
     scorers = {
         part.dataset: score_on(part.open("validation"), read_features(part, "validation", teacher))
@@ -121,14 +126,12 @@ def train_mini_teacher(output: Path, *, progress: bool | None = None) -> pd.Data
     log = train(
         teacher,
         Features(together, teacher.backbone.fingerprint() if teacher.backbone else ""),
-        MINI_TEACHER,
+        settings,
         output=output,
         validate=lambda model: _joined({name: score(model) for name, score in scorers.items()}),
         progress=progress,
     )
-    save(teacher, output / "mini-teacher.safetensors")
-    with paths.atomic(output / "log.csv") as temporary:
-        log.to_csv(temporary, index=False)
+    save(teacher, output / f"{name}-teacher.safetensors")
     return log
 
 
@@ -140,4 +143,5 @@ def _joined(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    train_mini_teacher(paths.BUILD / "mini-teacher", progress=True)
+    for name in sys.argv[1:] or SHIPPED:
+        train_shipped_teacher(name, paths.BUILD / f"{name}-teacher", progress=True)

@@ -139,6 +139,16 @@ def _mini() -> Preset:
     return Preset(teacher, student, "ours, for the embedded data and backbone")
 
 
+def _steady() -> Preset:
+    """The sizes of ``mini`` over the steady backbones."""
+    mini = _mini()
+    teacher, student = (
+        replace(config, backbone=backbone)
+        for config, backbone in ((mini.teacher, "steady"), (mini.student, "steady_small"))
+    )
+    return Preset(teacher, student, "ours, for the embedded data and the steady backbones")
+
+
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         "movi_c": _published(
@@ -163,12 +173,13 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             slot_dim=64,
         ),
         "mini": _mini(),
+        "steady": _steady(),
     }
 )
 """Teacher and student by data set.
 
 ``movi_e`` and ``ytvis2021`` are SlotContrast's published sizes with a ViT-B/14 teacher; the
 ViT-S/14 student is the one whose parameter count gives the 3.6 times fewer of the SlotMatch paper.
-The sizes of ``movi_d``, ``davis2017`` and ``mini``, and the ViT-B/14 teacher of ``movi_c``, are
-ours (``Preset.origin``).
+The sizes of ``movi_d``, ``davis2017``, ``mini`` and ``steady``, and the ViT-B/14 teacher of
+``movi_c``, are ours (``Preset.origin``).
 """

@@ -45,7 +45,7 @@ __all__ = [
     "speedups",
 ]
 
-SIZES = tuple(name for name in PRESETS if name != "mini")
+SIZES = tuple(name for name in PRESETS if name not in ("mini", "steady"))
 MEASURED = ("movi_e", "ytvis2021")
 """The sizes whose speed is measured."""
 SPEEDUPS = {
@@ -258,8 +258,8 @@ def claims_table(here: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
     columns = {("reported", "arXiv 2508.03411, abstract"): reported()}
     columns |= {("counted and measured here", name): dict(own) for name, own in here.items()}
     rows = ["times fewer parameters", *SPEEDUPS]
-    table = pd.DataFrame(columns).reindex(rows).fillna("-")
-    return table.rename(index={"times faster": "times faster, both plain"})
+    table = pd.DataFrame(columns).reindex(rows)
+    return _dashed(table.rename(index={"times faster": "times faster, both plain"}))
 
 
 def lighter_table(found: Mapping[str, Any]) -> pd.DataFrame:
@@ -281,4 +281,9 @@ def lighter_table(found: Mapping[str, Any]) -> pd.DataFrame:
         }
         for name, entry in entries.items()
     }
-    return pd.DataFrame(rows).T.fillna("-")
+    return _dashed(pd.DataFrame(rows).T)
+
+
+def _dashed(table: pd.DataFrame) -> pd.DataFrame:
+    """A dash in every empty cell."""
+    return table.astype(object).where(table.notna(), "-")
