@@ -30,6 +30,7 @@ __all__ = [
     "Followed",
     "constancy",
     "constant_slots",
+    "cosine_over_time",
     "disturbed_clips",
     "feature_change",
     "fidelity",
@@ -103,7 +104,7 @@ def fidelity(
 def _agreement(
     own: Followed, other: Followed, clip: Clip, constant: Tensor | None
 ) -> dict[str, float]:
-    cosines = F.cosine_similarity(own.slots, other.slots, dim=-1).mean(-1)
+    cosines = _cosines(own, other)
     order = match_slots(own.slots[None], other.slots[None])
     permuted = F.cosine_similarity(own.slots[None], reorder_slots(other.slots[None], order), dim=-1)
     same = own.labels == other.labels
@@ -120,6 +121,18 @@ def _agreement(
     if constant is not None:
         row["constant_cosine"] = float(F.cosine_similarity(constant, other.slots, dim=-1).mean())
     return row
+
+
+def cosine_over_time(student: Sequence[Followed], teacher: Sequence[Followed]) -> np.ndarray:
+    """Mean cosine of slots of equal index in each frame, over videos of one length: (T,)."""
+    return np.mean(
+        [_cosines(own, other).numpy() for own, other in zip(student, teacher, strict=True)], axis=0
+    )
+
+
+def _cosines(own: Followed, other: Followed) -> Tensor:
+    """Of each frame, the mean over slots: (T,)."""
+    return F.cosine_similarity(own.slots, other.slots, dim=-1).mean(-1)
 
 
 def score_against(

@@ -1,21 +1,39 @@
-"""The constants of the embedded backbones, fitted to training videos and what disturbs them."""
+"""How still the embedded backbones hold when frames are disturbed, and what their features tell.
 
+``python -m slotmatch.experiments.eyes fit`` writes the constants of the steady ones, from training
+videos and what disturbs them; ``... eyes measure`` the result files of the table in ``01_data``.
+"""
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import pandas as pd
 import torch
 from einops import rearrange
 from safetensors.torch import save_file
 from torch import Tensor
 
 from slotmatch import data, paths
-from slotmatch.backbones import RECIPES, resize_frames
+from slotmatch.backbones import RECIPES, build, cached_features, resize_frames
 from slotmatch.backbones.embedded import constants_path, fit_constants
+from slotmatch.data import Clip
 from slotmatch.data.disturbances import disturb
+from slotmatch.evaluation import feature_change, grid_oracle
+from slotmatch.evaluation.baselines import kmeans_per_video
+from slotmatch.experiments.select import SIZES
 from slotmatch.model import PRESETS
+from slotmatch.reporting import results
 from slotmatch.settings import Disturbance
 
-__all__ = ["fit_all"]
+__all__ = ["eyes_table", "fit_all", "measure"]
 
 N_VIDEOS, EVERY = 16, 6
 """Videos of each embedded data set's train split, and the step between their frames."""
+N_DISTURBED = 8
+"""Validation videos, every ``EVERY``-th frame of them, whose features are disturbed."""
 FITTED: tuple[Disturbance, ...] = ("noise", "brightness", "half_size")
 
 
@@ -38,5 +56,52 @@ def _frames(name: str) -> Tensor:
     return rearrange(videos, "n t h w c -> (n t) c h w") / 255
 
 
+def measure(dataset: str, output: Path) -> dict[str, Any]:
+    """Write the result file of all embedded backbones on the validation videos of a data set.
+
+    ``change``: ``evaluation.feature_change`` under each disturbance, of ``N_DISTURBED`` videos.
+    ``metrics``: k-means per video of the features, told the true number of segments, beside the
+    oracle of the patch grid.
+    """
+    started = time.monotonic()
+    grid = PRESETS["mini"].teacher.grid
+    clips = data.open(dataset, "validation", n_videos=SIZES["mini"]["validation"])
+    few = [Clip(clip.video[::EVERY], clip.labels[::EVERY], clip.id) for clip in clips[:N_DISTURBED]]
+    models: dict[str, Any] = {"oracle": {"metrics": grid_oracle(clips, grid)}}
+    for name, recipe in RECIPES.items():
+        backbone = build(name, image_size=grid * recipe.stride)
+        features = cached_features(clips, backbone, name=f"{dataset}/validation")
+        models[name] = {
+            "metrics": kmeans_per_video(clips, features, "true"),
+            "change": {kind: feature_change(backbone, few, kind) for kind in get_args(Disturbance)},
+        }
+    content = results.run_results(
+        config={"grid": grid, "recipes": RECIPES, "disturbed videos": N_DISTURBED},
+        seeds=[0],
+        dataset=dataset,
+        split="validation",
+        ids=[clip.id for clip in clips],
+        models=models,
+        started=started,
+    )
+    return results.write_results(output, content)
+
+
+def eyes_table(found: Mapping[str, Any]) -> pd.DataFrame:
+    """What ``measure`` wrote: change under each disturbance in %, and scores of k-means."""
+    scores = results.score_table(found, {"video_fg_ari": "FG-ARI", "video_mbo": "mBO"})
+    change = {
+        name: {kind.replace("_", " "): f"{100 * value:.0f}" for kind, value in own.items()}
+        for name, entry in found["models"].items()
+        if (own := entry.get("change"))
+    }
+    table = pd.DataFrame(change).T.reindex(scores.index)
+    return pd.concat([table, scores], axis=1).fillna("-")
+
+
 if __name__ == "__main__":
-    fit_all()
+    if sys.argv[1:] == ["measure"]:
+        for name in data.EMBEDDED:
+            measure(name, paths.RESULTS / f"eyes.{name}" / "results.json")
+    else:
+        fit_all()

@@ -140,10 +140,13 @@ def _mini() -> Preset:
 
 
 def _steady() -> Preset:
-    """The sizes of ``mini`` over the steady backbones."""
+    """The sizes of ``mini`` over the steady backbones, with slots for videos of up to 12 objects.
+
+    After 2,000 steps 11 slots were ahead of 9 on all four embedded data sets (validation).
+    """
     mini = _mini()
     teacher, student = (
-        replace(config, backbone=backbone)
+        replace(config, backbone=backbone, n_slots=11)
         for config, backbone in ((mini.teacher, "steady"), (mini.student, "steady_small"))
     )
     return Preset(teacher, student, "ours, for the embedded data and the steady backbones")

@@ -225,6 +225,7 @@ def training_curves(
     *,
     columns: Sequence[str] | None = None,
     x: str = "step",
+    xlabel: str = "optimiser step",
     ylabel: str = "loss",
     log_scale: bool = False,
 ) -> Axes:
@@ -237,7 +238,8 @@ def training_curves(
         log: a row for each logged step.
         ax: where to draw; default a new figure.
         columns: what to draw; default every numeric column but ``x``.
-        x: the column of steps.
+        x: the column of steps, or of frames.
+        xlabel: name of these.
         ylabel: name of the values with their unit.
         log_scale: logarithmic vertical axis.
 
@@ -254,7 +256,7 @@ def training_curves(
         entries = log[[x, name]].dropna()
         sparse = len(entries) < len(log)
         ax.plot(entries[x], entries[name], label=name, marker="o" if sparse else "", markersize=4)
-    ax.set(xlabel=f"optimiser {x}", ylabel=ylabel, yscale="log" if log_scale else "linear")
+    ax.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log_scale else "linear")
     if len(columns) > 1:
         ax.legend()
     return _despined(ax)

@@ -48,6 +48,7 @@ PERCENTAGES = frozenset(
     {
         *("video_fg_ari", "image_fg_ari", "video_mbo", "image_mbo", "j", "f", "j_and_f"),
         *("video_ari", "video_iou"),
+        *("same_slot", "same_slot_objects", "map_ari"),
     }
 )
 """Metrics in [0, 1] that papers print times 100."""
@@ -61,6 +62,17 @@ SCORES = {
     "video_iou": "mIoU, video",
 }
 """Metrics that are printed and that a model card shows, and what they are called there."""
+FIDELITY = {
+    "slot_cosine": "slot cosine",
+    "slot_cosine_first": "in the first frame",
+    "slot_cosine_last": "in the last",
+    "slot_cosine_permuted": "best permutation",
+    "constant_cosine": "of a constant",
+    "same_slot": "same slot, %",
+    "same_slot_objects": "on objects, %",
+    "map_ari": "ARI of label maps",
+}
+"""What ``slotmatch.evaluation.fidelity`` finds, as tables name it."""
 LABELS = {
     "teacher": "Teacher",
     "student": "Student (SlotMatch)",
@@ -159,11 +171,15 @@ def comparison_table(results: Mapping[str, Any]) -> pd.DataFrame:
     """Teacher, student and undistilled student side by side, as they are printed.
 
     FG-ARI and mBO (whole videos, times 100) are means over videos with the interval of
-    :func:`slotmatch.reporting.stats.mean_interval`. Other models in the results (baselines, oracle)
-    follow below.
+    :func:`slotmatch.reporting.stats.mean_interval`, and so is how students follow the teacher.
+    Other models in the results (baselines, oracle) follow below.
     """
-    headings = {"video_fg_ari": "FG-ARI", "video_mbo": "mBO", "parameters": "parameters"}
-    table = score_table(results, headings | {"ms_per_frame": "ms per frame"})
+    headings = {"video_fg_ari": "FG-ARI", "video_mbo": "mBO"}
+    metrics = {name for entry in results["models"].values() for name in entry["metrics"]}
+    followed = ("slot_cosine", "same_slot_objects")
+    headings |= {name: FIDELITY[name] for name in followed if name in metrics}
+    costs = {"parameters": "parameters", "ms_per_frame": "ms per frame"}
+    table = score_table(results, headings | costs)
     names = [name for name in LABELS if name in table.index]
     names += [name for name in table.index if name not in LABELS]
     return table.loc[names].rename(index=LABELS).rename_axis("model")
