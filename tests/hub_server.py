@@ -105,7 +105,9 @@ class Handler(BaseHTTPRequestHandler):
         elif repo_id in self.hub.repositories:
             self.answer(409, {"error": "You already created this model repo", **url})
         else:
-            self.hub.repositories[repo_id] = Repository(wanted.get("visibility") == "private")
+            self.hub.repositories[repo_id] = Repository(
+                wanted.get("private", False) or wanted.get("visibility") == "private"
+            )
             self.answer(200, url)
 
     def commit(self, repo_id: str, lines: list[dict[str, Any]]) -> None:
