@@ -88,6 +88,21 @@ def test_teacher_of_the_package_serves_mini_and_no_other(
         load_teacher(select("paper", "minimovi_c"))
 
 
+def test_steady_students_start_from_their_own_weights_and_the_teachers_slots(
+    monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    monkeypatch.setenv("SLOTMATCH_CACHE", str(tmp_path))
+    experiment = select("smoke", "minimovi_e", backbone="steady")
+    assert experiment.models == PRESETS["steady"]
+    assert experiment.inherited == ("initial_slots",)
+    assert experiment.student.match_weight >= 1
+    teacher, origin = load_teacher(experiment)
+    assert origin.startswith("steady-teacher")
+    assert teacher.config == PRESETS["steady"].teacher
+    with pytest.raises(ValueError, match="for the presets smoke and mini"):
+        select("paper", "movi_e", backbone="steady")
+
+
 def test_own_teacher_comes_before_the_one_of_the_package(
     monkeypatch: pytest.MonkeyPatch, tmp_path
 ) -> None:

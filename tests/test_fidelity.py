@@ -130,7 +130,7 @@ def test_models_are_followed_as_they_are_scored(model: VideoSlotModel) -> None:
 
 def test_constancy_is_fidelity_to_oneself(model: VideoSlotModel) -> None:
     clips = clips_of_noise()
-    scores = constancy(model, clips, "noise")
+    scores = constancy(model, clips)["noise"]
     changed = follow(model, disturbed_clips(clips, "noise"))
     assert scores == fidelity(changed, follow(model, clips), clips)
     assert 0.5 < np.mean(scores["slot_cosine"]) < 1

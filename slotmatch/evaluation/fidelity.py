@@ -9,6 +9,7 @@ Shapes: N videos; T frames, K slots, D slot width, H and W pixels.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import torch
@@ -170,10 +171,16 @@ def disturbed_clips(clips: Iterable[Clip], kind: Disturbance) -> list[Clip]:
 
 
 def constancy(
-    model: VideoSlotModel, clips: Sequence[Clip], kind: Disturbance
-) -> dict[str, list[float]]:
-    """``fidelity`` of a model to itself when frames are disturbed: the ceiling of any student."""
-    return fidelity(follow(model, disturbed_clips(clips, kind)), follow(model, clips), clips)
+    model: VideoSlotModel,
+    clips: Sequence[Clip],
+    kinds: Sequence[Disturbance] = get_args(Disturbance),
+) -> dict[str, dict[str, list[float]]]:
+    """``fidelity`` of a model to itself under each disturbance: the ceiling of any student."""
+    undisturbed = follow(model, clips)
+    return {
+        kind: fidelity(follow(model, disturbed_clips(clips, kind)), undisturbed, clips)
+        for kind in kinds
+    }
 
 
 def feature_change(backbone: Backbone, clips: Sequence[Clip], kind: Disturbance) -> float:

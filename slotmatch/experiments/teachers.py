@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,7 @@ from slotmatch.experiments.select import (
 from slotmatch.model import PRESETS, ModelConfig, VideoSlotModel, load, save
 from slotmatch.profiling import count_parameters
 from slotmatch.reporting import results
-from slotmatch.settings import Disturbance, Masks
+from slotmatch.settings import Masks
 from slotmatch.training import train
 
 __all__ = [
@@ -173,11 +173,8 @@ def measure_teacher(name: str, dataset: str, output: Path) -> dict[str, Any]:
     }
     models["teacher"] |= {
         "constancy": {
-            kind: {
-                key: float(np.nanmean(values))
-                for key, values in constancy(model, clips[:N_DISTURBED], kind).items()
-            }
-            for kind in get_args(Disturbance)
+            kind: {name: float(np.nanmean(values)) for name, values in found.items()}
+            for kind, found in constancy(model, clips[:N_DISTURBED]).items()
         },
         "parameters": count_parameters(model)["total"][0],
         "checkpoint": paths.checksum(paths.WEIGHTS / f"{name}-teacher.safetensors"),

@@ -15,6 +15,7 @@ from slotmatch.model.hub import HUB, fetch
 from slotmatch.model.network import VideoSlotModel, fill
 from slotmatch.model.presets import ModelConfig
 from slotmatch.model.slotcontrast import FINAL_NORM, RELEASED, describe, from_slotcontrast
+from slotmatch.settings import Role, choices
 
 __all__ = ["FILE_FORMAT", "load", "save"]
 
@@ -52,7 +53,7 @@ def save(
 def load(name_or_path: str | os.PathLike[str]) -> VideoSlotModel:
     """A model that ``save`` wrote, on the CPU and in evaluation mode.
 
-    Names such as ``"mini-teacher"`` and ``"mini-student"`` are models that come with the package.
+    ``"mini-teacher"``, ``"mini-student"`` and ``"steady-teacher"`` come with the package.
     ``"hf://user/name"`` is a model that was shared on the Hugging Face hub
     (`slotmatch.sharing.push.push_to_hub`), ``"hf://user/name@revision"`` that branch, tag or commit
     of it. A file whose name ends in ``.ckpt`` is read by `from_slotcontrast` with the four heads of
@@ -110,7 +111,8 @@ def _resolve(name_or_path: str | os.PathLike[str]) -> Path:
     path = Path(name_or_path)
     if path.is_file():
         return path
-    names = {file.stem: file for file in sorted(paths.WEIGHTS.glob("mini-*.safetensors"))}
+    files = sorted(paths.WEIGHTS.glob("*.safetensors"))
+    names = {file.stem: file for file in files if file.stem.endswith(choices(Role))}
     if str(name_or_path) in names:
         return names[str(name_or_path)]
     raise FileNotFoundError(
