@@ -12,6 +12,7 @@ from conftest import Book, Run
 
 from slotmatch.paths import NOTEBOOKS
 from slotmatch.reporting.report import Parameters
+from slotmatch.reporting.results import FIDELITY
 
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 
@@ -81,3 +82,15 @@ def test_student_and_control_differ_in_the_slotmatch_term_alone(book: Book) -> N
     student, control = (config["training"][name] for name in ("student", "undistilled"))
     assert {key for key in student if student[key] != control[key]} == {"match_weight"}
     assert control["match_weight"] == 0
+
+
+@pytest.mark.slow
+def test_fidelity_stands_beside_every_score(run_notebook: Callable[..., Run]) -> None:
+    """Of the steady pair, whose student has its own weights and the teacher's initial slots."""
+    found = run_notebook("03_distill", "preset=smoke", "backbone=steady").results()
+    assert found["config"]["starts from the teacher's"]["student"] == ["initial_slots"]
+    for name in ("student", "undistilled", "scratch"):
+        metrics = found["models"][name]["metrics"]
+        assert {"video_fg_ari", *FIDELITY} <= set(metrics)
+        assert all(-1 <= value <= 1 for value in metrics["slot_cosine"])
+    assert not {*FIDELITY} & set(found["models"]["teacher"]["metrics"])

@@ -17,7 +17,6 @@ from slotmatch.experiments.teachers import (
     read_teacher,
     released_path,
     teacher_path,
-    train_shipped_teacher,
 )
 
 __all__ = [
@@ -34,6 +33,5 @@ __all__ = [
     "released_path",
     "select",
     "teacher_path",
-    "train_shipped_teacher",
     "training_clips",
 ]
