@@ -111,9 +111,9 @@ def test_unknown_names_list_the_choices():
 
 
 def test_a_network_of_one_size_says_so():
-    with pytest.raises(ValueError, match=r"does not run at image_size 128 .* its own size, 160"):
-        build("timm:test_vit_relpos", image_size=128, pretrained=False)
-    build("timm:test_vit_relpos", image_size=160, pretrained=False)
+    with pytest.raises(ValueError, match=r"does not run at image_size 128 .* its own size, 256"):
+        build("timm:maxvit_pico_rw_256", image_size=128, pretrained=False)
+    build("timm:maxvit_pico_rw_256", image_size=256, pretrained=False)
 
 
 @pytest.mark.parametrize(
@@ -509,7 +509,7 @@ def test_a_download_that_fails_is_told_too(no_copy, monkeypatch):
 
 def test_a_network_that_nobody_trained_is_never_pretrained():
     with pytest.raises(RuntimeError, match="No pretrained weights exist"):
-        build("timm:cs3darknet_s", image_size=64)
+        build("timm:mobilenetv4_conv_small_035", image_size=64)
 
 
 def test_a_copy_in_the_cache_needs_no_hub(monkeypatch, tmp_path):
