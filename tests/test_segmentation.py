@@ -1,5 +1,6 @@
 """A person's video through a small untrained model: every kind of input, streaming, files out."""
 
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,9 @@ from slotmatch.segmentation import segment, segment_blocks, write_masks, write_o
 CONFIG = tiny("timm:test_vit", 64, n_heads=4, decoder_hidden=16, position_init="sincos")
 HEIGHT, WIDTH = 32, 48
 
+FIXED = 1 << 16
+"""One, as MP4 writes numbers."""
+
 
 @pytest.fixture(scope="module")
 def model() -> VideoSlotModel:
@@ -44,17 +48,20 @@ def video() -> np.ndarray:
     return frames
 
 
-def write_video(path: Path, frames: np.ndarray, *, rate: int = 25, turn: int = 0) -> Path:
-    """Lossless, so that what is read is what was written."""
+def write_video(path: Path, frames: np.ndarray, *, rate: int = 25, turned: bool = False) -> Path:
+    """Lossless, so that what is read is what was written; to be shown turned left if asked."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264rgb", rate=rate, options={"qp": "0"})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "rgb24"
-        if turn:
-            stream.set_display_rotation(turn)
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
+    if turned:  # the matrix in the track's header, as cameras write it: x to -y, y to x
+        content = bytearray(path.read_bytes())
+        matrix = content.index(b"tkhd") + 44
+        content[matrix : matrix + 36] = struct.pack(">9i", 0, -FIXED, 0, FIXED, 0, 0, 0, 0, 1 << 30)
+        path.write_bytes(content)
     return path
 
 
@@ -229,7 +236,7 @@ def test_video_files_are_read_as_they_are_meant_to_be_seen(
     plain = write_video(tmp_path / "plain.mp4", video, rate=25)
     assert np.array_equal(read_video(plain), video)
     assert length_and_rate(plain) == (7, 25.0)
-    turned = write_video(tmp_path / "turned.mp4", video, turn=90)
+    turned = write_video(tmp_path / "turned.mp4", video, turned=True)
     assert np.array_equal(read_video(turned), np.rot90(video, axes=(1, 2)))
 
 
