@@ -184,6 +184,6 @@ def test_feature_change_is_a_share_of_the_spread(monkeypatch: pytest.MonkeyPatch
     levels = np.array([50, 150], np.uint8)
     video = np.ones((2, 32, 32, 3), np.uint8) * levels[:, None, None, None]
     clip = replace(clips_of_noise()[0], video=video, labels=np.zeros((2, 32, 32), np.int32))
-    found = feature_change(backbone, [clip], "brightness")
+    found = feature_change(backbone, [clip])["brightness"]
     change = np.round(1.05 * levels) - levels
     assert found == pytest.approx(np.sqrt(np.mean(change**2)) / 50, rel=0.01)

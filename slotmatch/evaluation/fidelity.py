@@ -22,7 +22,7 @@ from slotmatch.backbones import Backbone, Features, encode_frames
 from slotmatch.data import Clip
 from slotmatch.data.disturbances import disturb
 from slotmatch.data.preprocessing import unit_floats
-from slotmatch.evaluation.scoring import VALIDATED, columns, joined, outputs, score_masks
+from slotmatch.evaluation.scoring import VALIDATED, columns, joined, outputs, score_labels
 from slotmatch.losses import match_slots, reorder_slots
 from slotmatch.model import VideoSlotModel
 from slotmatch.settings import Disturbance
@@ -95,11 +95,10 @@ def fidelity(
             f"got {len(student)} videos of the student, {len(teacher)} of the teacher and "
             f"{len(clips)} clips: give one or more, the same of each"
         )
-    rows = [
+    return columns(
         _agreement(own, other, clip, constant)
         for own, other, clip in zip(student, teacher, clips, strict=True)
-    ]
-    return {name: [row[name] for row in rows] for name in rows[0]}
+    )
 
 
 def _agreement(
@@ -148,11 +147,9 @@ def score_against(
     """
 
     def validate(model: VideoSlotModel) -> dict[str, float]:
-        scores, followed = [], []
-        for clip, slots, masks in outputs(model, clips, features):
-            scores.append(score_masks(clip, masks))
-            followed.append(Followed(slots, metrics.label_maps(masks, clip.labels.shape[1:])))
-        found = joined(columns(scores))
+        followed = follow(model, clips, features)
+        pairs = zip(clips, followed, strict=True)
+        found = joined(columns(score_labels(clip, own.labels) for clip, own in pairs))
         agreement = fidelity(followed, teacher, clips)
         return {name: found[name] for name in VALIDATED} | {
             name: float(np.nanmean(agreement[name]))
@@ -183,18 +180,28 @@ def constancy(
     }
 
 
-def feature_change(backbone: Backbone, clips: Sequence[Clip], kind: Disturbance) -> float:
-    """How far features move under a disturbance, as a share of their spread over patches.
+def feature_change(
+    backbone: Backbone,
+    clips: Sequence[Clip],
+    kinds: Sequence[Disturbance] = get_args(Disturbance),
+) -> dict[str, float]:
+    """How far features move under each disturbance, as a share of their spread over patches.
 
     The root of the mean squared change over that of the deviation from the mean feature, of all
     channels together.
     """
-    before = torch.cat([encode_frames(clip.video, backbone).float() for clip in clips])
-    after = torch.cat(
-        [encode_frames(clip.video, backbone).float() for clip in disturbed_clips(clips, kind)]
-    )
-    spread = before - before.mean((0, 1))
-    return float(((after - before).square().mean() / spread.square().mean()).sqrt())
+
+    def encoded(some: Sequence[Clip]) -> Tensor:
+        return torch.cat([encode_frames(clip.video, backbone).float() for clip in some])
+
+    before = encoded(clips)
+    spread = (before - before.mean((0, 1))).square().mean()
+    return {
+        kind: float(
+            ((encoded(disturbed_clips(clips, kind)) - before).square().mean() / spread).sqrt()
+        )
+        for kind in kinds
+    }
 
 
 def _unit(video: np.ndarray) -> Tensor:

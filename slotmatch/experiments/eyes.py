@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
 import torch
@@ -21,6 +21,7 @@ from slotmatch.backbones import RECIPES, build, cached_features, resize_frames
 from slotmatch.backbones.embedded import constants_path, fit_constants
 from slotmatch.data import Clip
 from slotmatch.data.disturbances import disturb
+from slotmatch.data.preprocessing import unit_floats
 from slotmatch.evaluation import feature_change, grid_oracle
 from slotmatch.evaluation.baselines import kmeans_per_video
 from slotmatch.experiments.select import SIZES
@@ -53,7 +54,7 @@ def _frames(name: str) -> Tensor:
     """Frames (N,3,H,W) in [0, 1] of training videos of a data set."""
     clips = data.open(name, "train", n_videos=N_VIDEOS)
     videos = torch.stack([torch.from_numpy(clip.video[::EVERY].copy()) for clip in clips])
-    return rearrange(videos, "n t h w c -> (n t) c h w") / 255
+    return unit_floats(rearrange(videos, "n t h w c -> (n t) c h w"))
 
 
 def measure(dataset: str, output: Path) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def measure(dataset: str, output: Path) -> dict[str, Any]:
         features = cached_features(clips, backbone, name=f"{dataset}/validation")
         models[name] = {
             "metrics": kmeans_per_video(clips, features, "true"),
-            "change": {kind: feature_change(backbone, few, kind) for kind in get_args(Disturbance)},
+            "change": feature_change(backbone, few),
         }
     content = results.run_results(
         config={"grid": grid, "recipes": RECIPES, "disturbed videos": N_DISTURBED},
@@ -96,7 +97,7 @@ def eyes_table(found: Mapping[str, Any]) -> pd.DataFrame:
         if (own := entry.get("change"))
     }
     table = pd.DataFrame(change).T.reindex(scores.index)
-    return pd.concat([table, scores], axis=1).fillna("-")
+    return results.dashed(pd.concat([table, scores], axis=1))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import pandas as pd
 from slotmatch import data, paths
 from slotmatch.backbones import Features
 from slotmatch.evaluation import constancy, evaluate, score_on
-from slotmatch.experiments.select import read_features, select
+from slotmatch.experiments.select import Experiment, read_features, select
 from slotmatch.experiments.teachers import SHIPPED
 from slotmatch.model import VideoSlotModel, load, save
 from slotmatch.profiling import count_parameters
@@ -35,8 +35,7 @@ def train_shipped_teacher(name: str, output: Path, *, progress: bool | None = No
 
     Resumes from ``output``. The weights go to ``output/NAME-teacher.safetensors``.
     """
-    backbone = "embedded" if name == "mini" else name
-    parts = [select("mini", dataset, backbone=backbone) for dataset in SHIPPED[name]]
+    parts = [_part(name, dataset) for dataset in SHIPPED[name]]
     settings = parts[0].teacher
     teacher = VideoSlotModel(parts[0].models.teacher, seed=settings.seed)
     features = [read_features(part, "train", teacher, progress=True) for part in parts]
@@ -66,7 +65,7 @@ def measure_teacher(name: str, dataset: str, output: Path) -> dict[str, Any]:
     """
     started = time.monotonic()
     model = load(f"{name}-teacher")
-    part = select("mini", dataset, backbone="embedded" if name == "mini" else name)
+    part = _part(name, dataset)
     clips = part.open("validation")
     features = read_features(part, "validation", model)
     ways: dict[str, Masks] = {"teacher": "decoder", "teacher, attention masks": "attention"}
@@ -97,6 +96,11 @@ def measure_teacher(name: str, dataset: str, output: Path) -> dict[str, Any]:
         started=started,
     )
     return results.write_results(output, content)
+
+
+def _part(name: str, dataset: str) -> Experiment:
+    """What a shipped teacher's training takes of one data set."""
+    return select("mini", dataset, backbone="embedded" if name == "mini" else name)
 
 
 def _joined(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -259,7 +259,7 @@ def claims_table(here: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
     columns |= {("counted and measured here", name): dict(own) for name, own in here.items()}
     rows = ["times fewer parameters", *SPEEDUPS]
     table = pd.DataFrame(columns).reindex(rows)
-    return _dashed(table.rename(index={"times faster": "times faster, both plain"}))
+    return results.dashed(table.rename(index={"times faster": "times faster, both plain"}))
 
 
 def lighter_table(found: Mapping[str, Any]) -> pd.DataFrame:
@@ -281,9 +281,4 @@ def lighter_table(found: Mapping[str, Any]) -> pd.DataFrame:
         }
         for name, entry in entries.items()
     }
-    return _dashed(pd.DataFrame(rows).T)
-
-
-def _dashed(table: pd.DataFrame) -> pd.DataFrame:
-    """A dash in every empty cell."""
-    return table.astype(object).where(table.notna(), "-")
+    return results.dashed(pd.DataFrame(rows).T)

@@ -21,6 +21,7 @@ from slotmatch.reporting import stats
 
 __all__ = [
     "comparison_table",
+    "dashed",
     "difference",
     "environment",
     "intervals",
@@ -196,6 +197,11 @@ def score_table(results: Mapping[str, Any], headings: Mapping[str, str]) -> pd.D
         for metric, heading in headings.items()
     }
     return pd.DataFrame(columns, index=names)
+
+
+def dashed(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with a dash in every empty cell."""
+    return table.astype(object).where(table.notna(), "-")
 
 
 def difference(results: Mapping[str, Any], first: str, second: str, metric: str) -> str:

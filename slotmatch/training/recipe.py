@@ -75,7 +75,7 @@ class TrainConfig:
             raise ValueError(
                 f"doublings must be shares of the steps between 0 and 1, in order: {self.doublings}"
             )
-        if self.fewest % self.accumulate or not self.fewest:
+        if self.batch_size % (self.accumulate << len(self.doublings)):
             raise ValueError(
                 f"batch_size {self.batch_size} cannot be cut into accumulate {self.accumulate} "
                 f"equal parts, halved {len(self.doublings)} times before"
@@ -100,9 +100,8 @@ class TrainConfig:
 
     @property
     def fewest(self) -> int:
-        """Clips of the last steps; 0 if the batch cannot be halved so often."""
-        halved, rest = divmod(self.batch_size, 1 << len(self.doublings))
-        return 0 if rest else halved
+        """Clips of the last steps."""
+        return self.batch_size >> len(self.doublings)
 
     @property
     def longest(self) -> int:
