@@ -207,7 +207,9 @@ def _stored(folder: Path) -> Iterator[np.ndarray]:
     """The label maps (H,W) in a folder that ``write_masks`` wrote."""
     from PIL import Image
 
-    for path in sorted(folder.glob("*.png")):
+    from slotmatch.data.pictures import natural_order
+
+    for path in sorted(folder.glob("*.png"), key=natural_order):
         with Image.open(path) as image:
             yield np.asarray(image)
 

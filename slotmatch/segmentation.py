@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from slotmatch import paths
 from slotmatch.data.preprocessing import unit_floats
-from slotmatch.data.video import Video, length_and_rate, read_frames
+from slotmatch.data.video import Video, read_frames, show_of, timed_frames
 from slotmatch.metrics import label_maps
 from slotmatch.model import VideoSlotModel, load
 from slotmatch.model.network import CHUNK
@@ -28,6 +28,9 @@ from slotmatch.progress import hidden
 from slotmatch.settings import Masks, check_choice
 
 __all__ = ["segment", "segment_blocks", "write_masks", "write_overlay"]
+
+TICK = Fraction(1, 90_000)
+"""Seconds that an overlay's times are whole numbers of, as usual for video."""
 
 
 def segment(
@@ -55,7 +58,8 @@ def segment(
 
     Args:
         video: uint8 array (T,H,W,3) in RGB, tensor (T,3,H,W) of uint8 or of floats in [0, 1], a
-            folder of images in the natural order of their names, or a video file.
+            folder of images in the natural order of their names, a video file, a file of several
+            pictures, or any iterable of frames, each an array, a tensor or a picture's path.
         model: a model with a backbone, or what `slotmatch.model.load` takes.
         chunk: frames at a time; changes speed and memory only.
         masks: ``"decoder"``, as the paper has it, or slot attention's, which need no decoder.
@@ -108,7 +112,7 @@ def segment_blocks(
         decode=masks == "decoder",
         generator=torch.Generator().manual_seed(seed),
     )
-    with tqdm(total=length_and_rate(video)[0], unit="frame", disable=hidden(progress)) as bar:
+    with tqdm(total=show_of(video).n_frames, unit="frame", disable=hidden(progress)) as bar:
         for output in outputs:
             labels = label_maps(output.segmentation[0], (height, width)).astype(dtype)
             yield labels
@@ -170,14 +174,17 @@ def write_overlay(
 ) -> Path:
     """Write the video with each slot's region painted in the slot's colour; returns the path.
 
-    H.264 in the container the suffix names, such as ``.mp4``. An odd width or height gains a
-    repeated column or row, which the format needs.
+    H.264 in the container the suffix names, such as ``.mp4``. Frames keep the times and the pixel
+    aspect of the video's file. An odd width or height gains a repeated column or row, which the
+    format needs.
 
     Args:
-        video: what ``segment`` took; it is read again, frame by frame.
+        video: what ``segment`` took; it is read again, frame by frame, so not what can be read
+            only once.
         labels: an array (T,H,W) or any other iterable of maps (H,W), one a frame.
         path: the file to write.
-        fps: frames a second; None: those of the video file, 12 for other videos.
+        fps: frames a second, all equally long; None: the times of the video file, 12 a second for
+            other videos.
         opacity: share of the colour in the mix, in [0, 1].
         progress: show a bar; None: in a terminal only.
 
@@ -186,45 +193,53 @@ def write_overlay(
             suffix names no video format, or the video cannot be read (see ``segment``).
     """
     path = Path(path)
-    n_frames, own_fps = length_and_rate(video)
-    fps = own_fps if fps is None else fps
-    if not 0 < fps < float("inf"):
+    show = show_of(video)
+    if fps is not None and not 0 < fps < float("inf"):
         raise ValueError(f"fps must be positive, got {fps}")
+    rate = Fraction(fps or show.rate).limit_denominator(1001)
     pictures = _painted(video, labels, opacity)
-    bar = tqdm(pictures, total=n_frames, unit="frame", disable=hidden(progress))
+    bar = tqdm(pictures, total=show.n_frames, unit="frame", disable=hidden(progress))
     with paths.atomic(path) as temporary:
         try:
             container = av.open(str(temporary), "w")
         except ValueError as error:
             raise ValueError(f"{path.name!r} names no video format: end it in .mp4") from error
         with container:
-            stream = container.add_stream("libx264", Fraction(fps).limit_denominator(1001))
+            stream = container.add_stream("libx264", rate)
             stream.options = {"crf": "18"}
             stream.pix_fmt = "yuv420p"
-            for number, picture in enumerate(bar):
+            stream.codec_context.time_base = TICK
+            for number, (picture, time) in enumerate(bar):
                 if number == 0:
                     stream.height, stream.width = picture.shape[:2]
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+                    stream.codec_context.sample_aspect_ratio = show.pixel_aspect
+                    start = time
+                if fps is not None or time is None or start is None:
+                    time, start = number / rate, Fraction(0)
+                frame = av.VideoFrame.from_ndarray(picture)
+                frame.pts, frame.time_base = round((time - start) / TICK), TICK
+                container.mux(stream.encode(frame))
             container.mux(stream.encode())
     return path
 
 
 def _painted(
     video: Video, labels: Iterable[np.ndarray], opacity: float
-) -> Iterator[NDArray[np.uint8]]:
-    """Frames (H,W,3) under their label maps, H and W made even."""
-    frame = None
-    for number, (frame, owners) in enumerate(zip_longest(read_frames(video), labels)):
-        if frame is None or owners is None:
-            short = "video ends" if frame is None else "label maps end"
+) -> Iterator[tuple[NDArray[np.uint8], Fraction | None]]:
+    """Frames (H,W,3) under their label maps, H and W made even, and their times."""
+    timed = None
+    for number, (timed, owners) in enumerate(zip_longest(timed_frames(video), labels)):
+        if timed is None or owners is None:
+            short = "video ends" if timed is None else "label maps end"
             raise ValueError(f"the {short} after {number} frames, the other goes on")
+        frame, time = timed
         pixels = unit_floats(frame).mul(255).round().to(torch.uint8)
         picture = blend(
             rearrange(pixels, "c h w -> h w c").cpu().numpy(), _checked(owners), opacity=opacity
         )
         height, width = owners.shape
-        yield np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    if frame is None:
+        yield np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge"), time
+    if timed is None:
         raise ValueError("the video has no frames: give at least one")
 
 

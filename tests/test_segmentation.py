@@ -15,7 +15,7 @@ from scipy.ndimage import maximum_filter, minimum_filter
 from tiny import tiny
 
 import slotmatch
-from slotmatch.data.video import length_and_rate, read_frames
+from slotmatch.data.video import Show, read_frames, show_of
 from slotmatch.metrics import label_maps
 from slotmatch.model import ModelConfig, VideoSlotModel, save
 from slotmatch.palette import blend, slot_colors
@@ -219,7 +219,7 @@ def test_frames_of_a_folder_come_in_natural_order(video: np.ndarray, tmp_path: P
     folder = write_images(tmp_path / "frames", many)
     (folder / "notes.txt").write_text("not a frame")
     assert [int(frame.max()) for frame in read_frames(folder)] == [10 * t for t in range(12)]
-    assert length_and_rate(folder) == (12, 12.0)
+    assert show_of(folder) == Show(12, 12.0)
 
 
 def test_grey_and_transparent_images_become_rgb(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_video_files_are_read_as_they_are_meant_to_be_seen(
 ) -> None:
     plain = write_video(tmp_path / "plain.mp4", video, rate=25)
     assert np.array_equal(read_video(plain), video)
-    assert length_and_rate(plain) == (7, 25.0)
+    assert show_of(plain) == Show(7, 25.0)
     turned = write_video(tmp_path / "turned.mp4", video, turned=True)
     assert np.array_equal(read_video(turned), np.rot90(video, axes=(1, 2)))
 
@@ -313,7 +313,7 @@ def test_overlay_shows_each_slot_in_its_colour(
     video: np.ndarray, labels: np.ndarray, tmp_path: Path
 ) -> None:
     path = write_overlay(video, labels, tmp_path / "overlay.mp4", opacity=0.6)
-    assert length_and_rate(path) == (7, 12.0)
+    assert show_of(path) == Show(7, 12.0)
     seen = read_video(path).astype(int)
     painted = np.stack(
         [blend(frame, owner, opacity=0.6) for frame, owner in zip(video, labels, strict=True)]
@@ -330,9 +330,9 @@ def test_overlay_keeps_the_files_rate_and_pads_odd_sizes(
     video: np.ndarray, labels: np.ndarray, tmp_path: Path
 ) -> None:
     source = write_video(tmp_path / "video.mkv", video, rate=25)
-    assert length_and_rate(write_overlay(source, labels, tmp_path / "o.mp4"))[1] == 25
+    assert show_of(write_overlay(source, labels, tmp_path / "o.mp4")).rate == 25
     slow = write_overlay(source, labels, tmp_path / "o.mp4", fps=7.5)
-    assert length_and_rate(slow) == (7, 7.5)
+    assert show_of(slow) == Show(7, 7.5)
     odd = write_overlay(video[:, :-1, :-1], labels[:, :-1, :-1], tmp_path / "odd.mp4")
     assert read_video(odd).shape == video.shape
 

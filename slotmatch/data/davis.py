@@ -42,6 +42,7 @@ from slotmatch.data.files import (
     read_picture,
     some,
 )
+from slotmatch.data.pictures import picture_files
 
 __all__ = ["VOID", "Davis", "check", "official_sequences", "open_split", "read_ids"]
 
@@ -96,8 +97,9 @@ class Davis(LazyClips):
         sequence = self.sequences[position]
         frames = self.folder / _FRAMES / sequence
         masks = self.folder / _LAYOUTS[self.name].masks / sequence
-        stems = sorted(_stems(frames, ".jpg"))
-        video = read_frames([frames / f"{stem}.jpg" for stem in stems])
+        files = picture_files(frames, (".jpg",))
+        stems = [file.stem for file in files]
+        video = read_frames(files)
         labels = np.empty(video.shape[:3], np.int32)
         for t, stem in enumerate(stems):
             path = masks / f"{stem}.png"
