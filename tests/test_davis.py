@@ -50,6 +50,22 @@ def davis2017(tmp_path) -> Path:
     return root
 
 
+def test_frames_come_in_natural_order_and_litter_does_not_count(tmp_path):
+    root = tmp_path / "davis2017"
+    for t in (2, 10, 100000):
+        write_sequence(root / str(t), "cam", [palette_picture(IDS + t % 4)], first=t)
+    for part in (root / str(t) for t in (2, 10, 100000)):
+        for path in part.rglob("*.*"):
+            target = root / path.relative_to(part).with_name(f"{int(path.stem)}{path.suffix}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+    (root / "JPEGImages/480p/cam/._2.jpg").write_bytes(b"\0")
+    write_list(root, "ImageSets/2017/val.txt", "cam")
+    (clip,) = data.open("davis2017", "validation", root=tmp_path)
+    assert [labels.max() for labels in clip.labels] == [5, 5, 3]
+    assert clip.labels[:, 0, 0].tolist() == [2, 2, 0]
+
+
 # Ids
 
 

@@ -16,13 +16,13 @@ from tqdm.auto import tqdm
 
 from slotmatch import paths
 from slotmatch.backbones.base import Backbone, weights_checksum
-from slotmatch.data.clips import HasVideo
+from slotmatch.data.clips import HasVideo, content
 from slotmatch.data.preprocessing import unit_floats
 from slotmatch.progress import hidden
 
 __all__ = ["Features", "cached_features", "encode_frames"]
 
-FORMAT = 1
+FORMAT = 2
 """Goes up when the same inputs would give other bytes."""
 
 
@@ -64,24 +64,24 @@ def cached_features(
     backbone: Backbone,
     *,
     name: str,
-    batch_size: int = 48,
+    batch_size: int = 4,
     progress: bool | None = False,
 ) -> Features:
     """Features of every clip, from disk if they were computed before: float16.
 
     The file lies under ``paths.cache_dir()/"features"``; its name is a digest of ``name``, the
-    ids of the clips, the frames of the first one, and everything about the backbone that
-    changes a feature, weights included. It is written beside its place and renamed when
-    complete. Half precision rounds to about three decimal digits (relative 5e-4), far below
+    ids of the clips, what they hold (`slotmatch.data.clips.content`), and everything about the
+    backbone that changes a feature, weights included. It is written beside its place and renamed
+    when complete. Half precision rounds to about three decimal digits (relative 5e-4), far below
     what a frame's noise does to a feature.
 
     Args:
-        clips: clips of equal length and size. With an attribute ``ids``, only the first clip is
-            loaded when the features are there already.
+        clips: clips of equal length and size. Of lazily read ones only the first is loaded when the
+            features are there already.
         backbone: runs where its weights are.
         name: the data set with its version and split; clips of another name never match.
-        batch_size: frames encoded at a time. Four stay in a CPU's cache and take half the time; 48
-            are what the committed results come from, and one value in 300 is rounded otherwise.
+        batch_size: frames encoded at a time. Four stay in a CPU's cache; with 48, which take twice
+            the time there, one value in 300 is rounded otherwise.
         progress: shows a bar; None: if the output is a terminal.
 
     Raises:
@@ -101,13 +101,12 @@ def cached_features(
 
 def _key(clips: Sequence[HasVideo], backbone: Backbone, name: str) -> str:
     ids = getattr(clips, "ids", None) or [clip.id for clip in clips]
-    first = clips[0].video
     what = {
         "format": FORMAT,
         "data": name,
         "ids": list(ids),
-        "shape": list(first.shape),
-        "first": hashlib.sha256(np.ascontiguousarray(first).tobytes()).hexdigest(),
+        "shape": list(clips[0].video.shape),
+        "content": [content(clips, i) for i in range(len(clips))],
         "backbone": asdict(backbone.spec),
         "image_size": backbone.image_size,
         "weights": weights_checksum(backbone),

@@ -1,13 +1,15 @@
 """One video with its true instances, and sequences of such that are read when asked for."""
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, overload
 
 import numpy as np
 
-__all__ = ["Clip", "HasVideo", "LazyClips"]
+__all__ = ["Clip", "HasVideo", "LazyClips", "content", "digest"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +51,18 @@ class LazyClips(Sequence[Clip]):
     def read(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         """Video uint8 (T,H,W,3) and labels int32 (T,H,W) of one clip."""
 
+    @abstractmethod
+    def files(self, position: int) -> Sequence[Path]:
+        """The files that the frames of one clip come from."""
+
+    def content(self, position: int) -> str:
+        """What tells the frames of one clip from any others that had its name: a digest.
+
+        Of names, sizes and times of change of its files: reading them all would take too long.
+        """
+        found = [(file.name, file.stat()) for file in self.files(position)]
+        return digest([(name, stat.st_size, stat.st_mtime_ns) for name, stat in found])
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -62,3 +76,20 @@ class LazyClips(Sequence[Clip]):
         position = range(len(self))[index]
         video, labels = self.read(position)
         return Clip(video, labels, self.ids[position])
+
+
+def content(clips: Sequence[HasVideo], position: int) -> str:
+    """What tells one clip's frames from any others: what the clips know, or the frames' digest.
+
+    For whatever is kept beyond a run: names alone stay the same when a video is replaced.
+    """
+    told = getattr(clips, "content", None)
+    if told is not None:
+        return str(told(position))
+    video = np.ascontiguousarray(clips[position].video)
+    return hashlib.sha256(f"{video.dtype} {video.shape}".encode() + video.tobytes()).hexdigest()
+
+
+def digest(what: object) -> str:
+    """Of anything that is written the same whenever it is the same."""
+    return hashlib.sha256(repr(what).encode()).hexdigest()

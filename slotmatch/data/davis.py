@@ -95,9 +95,8 @@ class Davis(LazyClips):
     def read(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         """Video uint8 (T,H,W,3) and labels int32 (T,H,W) of one sequence."""
         sequence = self.sequences[position]
-        frames = self.folder / _FRAMES / sequence
         masks = self.folder / _LAYOUTS[self.name].masks / sequence
-        files = picture_files(frames, (".jpg",))
+        files = self.files(position)
         stems = [file.stem for file in files]
         video = read_frames(files)
         labels = np.empty(video.shape[:3], np.int32)
@@ -109,6 +108,10 @@ class Davis(LazyClips):
                 raise ValueError(f"{path} is {mask}, its frame {frame}")
             labels[t] = ids
         return video, labels
+
+    def files(self, position: int) -> list[Path]:
+        """The frames in order."""
+        return picture_files(self.folder / _FRAMES / self.sequences[position], (".jpg",))
 
 
 def open_split(

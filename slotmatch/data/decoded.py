@@ -1,6 +1,5 @@
 """Videos that are kept on disk as plain frames once they were read."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from slotmatch import paths
-from slotmatch.data.clips import HasVideo
+from slotmatch.data.clips import HasVideo, content, digest
 
 __all__ = ["DecodedClip", "DecodedClips"]
 
@@ -22,7 +21,7 @@ class DecodedClips(Sequence[HasVideo]):
     ``paths.cache_dir()/"frames"`` and are made one by one, when a video is first asked for.
 
     Attributes:
-        clips: the videos; with an attribute ``ids`` they are not read again.
+        clips: the videos; `LazyClips` are not read again as long as their files stay as they are.
         name: of the data set, which tells videos of equal id apart.
     """
 
@@ -36,15 +35,19 @@ class DecodedClips(Sequence[HasVideo]):
         """The video at a whole number ``index``: its frames are a memory map (T,H,W,3)."""
         ids = getattr(self.clips, "ids", None)
         name = self.clips[index].id if ids is None else ids[index]
-        path = self._path(name)
+        path = self._path(name, self.content(index))
         if not path.is_file():
             with paths.atomic(path) as temporary:
                 np.save(temporary, self.clips[index].video)
         return DecodedClip(np.load(path, mmap_mode="r"), name)
 
-    def _path(self, name: str) -> Path:
-        digest = hashlib.sha256(f"{self.name}\n{name}".encode()).hexdigest()
-        return paths.cache_dir() / "frames" / digest[:2] / f"{digest[2:34]}.npy"
+    def content(self, position: int) -> str:
+        """That of the videos."""
+        return content(self.clips, position)
+
+    def _path(self, name: str, held: str) -> Path:
+        key = digest((self.name, name, held))
+        return paths.cache_dir() / "frames" / key[:2] / f"{key[2:34]}.npy"
 
 
 @dataclass(frozen=True, eq=False)

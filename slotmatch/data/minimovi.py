@@ -121,6 +121,14 @@ class MiniMovi(LazyClips):
             self._render([position], 1, progress=False)
             return _read(path)
 
+    def files(self, position: int) -> list[Path]:
+        """The cache file."""
+        return [self.path(position)]
+
+    def content(self, position: int) -> str:
+        """Of the file's bytes, which are the same wherever the video is rendered."""
+        return hashlib.sha256(self.path(position).read_bytes()).hexdigest()
+
     def _render(self, indices: list[int], n_workers: int, progress: bool | None) -> None:
         bar = tqdm(
             total=len(indices),

@@ -118,6 +118,10 @@ class Movi(LazyClips):
         shard, start = self.places[position]
         return _read(self.folder / shard, start, self.ids[position])
 
+    def files(self, position: int) -> list[Path]:
+        """The shard, of which a clip's id gives the place."""
+        return [self.folder / self.places[position][0]]
+
 
 def data_folder(name: str, root: str | PathLike[str] | None = None) -> Path:
     """Where the files of a set are, or would be."""

@@ -144,9 +144,13 @@ class YouTubeVis(LazyClips):
     def read(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         """Video uint8 (T,H,W,3) and labels int32 (T,H,W) of one clip."""
         video = self.videos[position]
-        frames = read_frames([self.frames / name for name in video.file_names], video.size)
+        frames = read_frames(self.files(position), video.size)
         labels = [label_map(video, t, self.overlaps) for t in range(len(video.file_names))]
         return frames, np.stack(labels)
+
+    def files(self, position: int) -> list[Path]:
+        """The frames in order."""
+        return [self.frames / name for name in self.videos[position].file_names]
 
 
 def open_split(

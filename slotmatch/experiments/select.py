@@ -23,6 +23,7 @@ from slotmatch import backbones, data
 from slotmatch.backbones import Features, cached_features
 from slotmatch.data import Clip
 from slotmatch.data.catalogue import check_name
+from slotmatch.data.clips import content
 from slotmatch.data.preprocessing import PREPROCESSING
 from slotmatch.model import INHERITABLE, PRESETS, ModelConfig, Preset, VideoSlotModel
 from slotmatch.settings import Size, check_choice
@@ -127,6 +128,10 @@ class Part(Sequence[Clip]):
         if names is None:
             return tuple(self.clips[i].id for i in self.indices)
         return tuple(names[i] for i in self.indices)
+
+    def content(self, position: int) -> str:
+        """What tells one clip's frames from any others."""
+        return content(self.clips, self.indices[position])
 
     def __len__(self) -> int:
         return len(self.indices)

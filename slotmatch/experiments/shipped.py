@@ -1,59 +1,110 @@
-"""Teachers that come with the package: trained, and measured on validation videos.
+"""Models that come with the package: trained, and measured on validation videos.
 
-``python -m slotmatch.experiments.shipped train steady`` trains one, ``... measure steady`` scores
-it and tells how far it follows itself when frames are disturbed.
+``python -m slotmatch.experiments.shipped train steady teacher`` trains a teacher, ``... student``
+its student. ``... measure steady teacher`` scores it and tells how far it follows itself when
+frames are disturbed; ``... measure steady student``, how far the student follows the teacher.
 """
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import pandas as pd
 
 from slotmatch import data, paths
 from slotmatch.backbones import Features
-from slotmatch.evaluation import constancy, evaluate, score_on
+from slotmatch.data import Clip
+from slotmatch.evaluation import (
+    constancy,
+    constant_slots,
+    evaluate,
+    fidelity,
+    follow,
+    score_against,
+    score_on,
+)
 from slotmatch.experiments.select import Experiment, read_features, select
 from slotmatch.experiments.teachers import SHIPPED
-from slotmatch.model import VideoSlotModel, load, save
+from slotmatch.model import VideoSlotModel, load, save, start_from
 from slotmatch.profiling import count_parameters
 from slotmatch.reporting import results
 from slotmatch.settings import Masks
 from slotmatch.training import train
+from slotmatch.training.loop import Validate
 
-__all__ = ["measure_teacher", "train_shipped_teacher"]
+__all__ = ["measure_student", "measure_teacher", "train_shipped"]
+
+Role = Literal["teacher", "student"]
 
 N_DISTURBED = 8
 """Validation videos of each data set on which a teacher is compared with itself."""
 
 
-def train_shipped_teacher(name: str, output: Path, *, progress: bool | None = None) -> pd.DataFrame:
-    """Train a teacher that comes with the package, in about an hour, and return its log.
+def train_shipped(
+    name: str, role: Role, output: Path, *, seed: int = 0, progress: bool | None = None
+) -> pd.DataFrame:
+    """Train a model that comes with the package, in an hour or less, and return its log.
 
-    Resumes from ``output``. The weights go to ``output/NAME-teacher.safetensors``.
+    A student follows the teacher that comes with the package. Resumes from ``output``. The weights
+    go to ``output/NAME-ROLE.safetensors``.
     """
-    parts = [_part(name, dataset) for dataset in SHIPPED[name]]
-    settings = parts[0].teacher
-    teacher = VideoSlotModel(parts[0].models.teacher, seed=settings.seed)
-    features = [read_features(part, "train", teacher, progress=True) for part in parts]
-    scorers = {
-        part.dataset: score_on(part.open("validation"), read_features(part, "validation", teacher))
-        for part in parts
-    }
-    together = np.concatenate([own.array for own in features if own is not None])
+    parts = [_part(name, dataset, seed) for dataset in SHIPPED[name]]
+    experiment = parts[0]
+    settings = experiment.teacher if role == "teacher" else experiment.student
+    model = VideoSlotModel(getattr(experiment.models, role), seed=seed)
+    teacher = teacher_clips = None
+    if role == "student":
+        teacher = load(f"{name}-teacher")
+        start_from(model, teacher, parts=experiment.inherited)
+        teacher_clips = _together(parts, teacher)
     log = train(
-        teacher,
-        Features(together, teacher.backbone.fingerprint() if teacher.backbone else ""),
+        model,
+        _together(parts, model),
         settings,
         output=output,
-        validate=lambda model: _joined({name: score(model) for name, score in scorers.items()}),
+        teacher=teacher,
+        teacher_clips=teacher_clips,
+        validate=_validation(parts, model, teacher),
         progress=progress,
     )
-    save(teacher, output / f"{name}-teacher.safetensors")
+    save(model, output / f"{name}-{role}.safetensors")
     return log
+
+
+def _together(parts: Sequence[Experiment], model: VideoSlotModel) -> Features:
+    """Features of all training videos, one data set after the other."""
+    found = [read_features(part, "train", model, progress=True) for part in parts]
+    arrays = [features.array for features in found if features is not None]
+    assert model.backbone is not None
+    return Features(np.concatenate(arrays), model.backbone.fingerprint())
+
+
+def _validation(
+    parts: Sequence[Experiment], model: VideoSlotModel, teacher: VideoSlotModel | None
+) -> Validate:
+    """Scores by data set and the mean video FG-ARI; with a teacher, how far it is followed too."""
+    scorers = {}
+    for part in parts:
+        clips, features = part.open("validation"), read_features(part, "validation", model)
+        if teacher is None:
+            scorers[part.dataset] = score_on(clips, features)
+        else:
+            theirs = follow(teacher, clips, read_features(part, "validation", teacher))
+            scorers[part.dataset] = score_against(theirs, clips, features)
+
+    def validate(model: VideoSlotModel) -> dict[str, float]:
+        scores = {dataset: score(model) for dataset, score in scorers.items()}
+        mean = sum(own["video_fg_ari"] for own in scores.values()) / len(scores)
+        return {"video_fg_ari": mean} | {
+            f"{dataset}_{key}": value
+            for dataset, own in scores.items()
+            for key, value in own.items()
+        }
+
+    return validate
 
 
 def measure_teacher(name: str, dataset: str, output: Path) -> dict[str, Any]:
@@ -78,18 +129,62 @@ def measure_teacher(name: str, dataset: str, output: Path) -> dict[str, Any]:
             kind: {name: float(np.nanmean(values)) for name, values in found.items()}
             for kind, found in constancy(model, clips[:N_DISTURBED]).items()
         },
-        "parameters": count_parameters(model)["total"][0],
-        "checkpoint": paths.checksum(paths.WEIGHTS / f"{name}-teacher.safetensors"),
+    } | _identity(name, "teacher", model)
+    return _write(name, "teacher", part, clips, models, started, output)
+
+
+def measure_student(name: str, dataset: str, output: Path) -> dict[str, Any]:
+    """Write the result file of a student that comes with the package on validation videos.
+
+    Its scores, and how far it follows its teacher (``evaluation.fidelity``) beside a constant that
+    was fitted to the teacher's slots on the first training videos, as many as these.
+    """
+    started = time.monotonic()
+    models = {role: load(f"{name}-{role}") for role in ("teacher", "student")}
+    part = _part(name, dataset)
+    clips = part.open("validation")
+    features = {role: read_features(part, "validation", model) for role, model in models.items()}
+    followed = {role: follow(model, clips, features[role]) for role, model in models.items()}
+    train_features = read_features(part, "train", models["teacher"])
+    assert train_features is not None
+    others = part.open("train")[: len(clips)]
+    constant = constant_slots(follow(models["teacher"], others, train_features.array[: len(clips)]))
+    agreement = fidelity(followed["student"], followed["teacher"], clips, constant=constant)
+    entries = {
+        role: {"metrics": evaluate(model, clips, features=features[role])}
+        | _identity(name, role, model)
+        for role, model in models.items()
     }
+    entries["student"]["metrics"] |= agreement
+    return _write(name, "student", part, clips, entries, started, output)
+
+
+def _identity(name: str, role: str, model: VideoSlotModel) -> dict[str, Any]:
+    return {
+        "parameters": count_parameters(model)["total"][0],
+        "checkpoint": paths.checksum(paths.WEIGHTS / f"{name}-{role}.safetensors"),
+    }
+
+
+def _write(
+    name: str,
+    role: Role,
+    part: Experiment,
+    clips: Sequence[Clip],
+    models: dict[str, Any],
+    started: float,
+    output: Path,
+) -> dict[str, Any]:
+    settings = part.teacher if role == "teacher" else part.student
     content = results.run_results(
         config={
-            "model": model.config,
-            "training": part.teacher,
+            "model": getattr(part.models, role),
+            "training": settings,
             "trained on": dict.fromkeys(SHIPPED[name], part.n_videos["train"]),
-            "disturbed videos": N_DISTURBED,
-        },
-        seeds=[part.teacher.seed],
-        dataset=dataset,
+        }
+        | ({"disturbed videos": N_DISTURBED} if role == "teacher" else {}),
+        seeds=[settings.seed],
+        dataset=part.dataset,
         split="validation",
         ids=[clip.id for clip in clips],
         models=models,
@@ -98,25 +193,20 @@ def measure_teacher(name: str, dataset: str, output: Path) -> dict[str, Any]:
     return results.write_results(output, content)
 
 
-def _part(name: str, dataset: str) -> Experiment:
-    """What a shipped teacher's training takes of one data set."""
-    return select("mini", dataset, backbone="embedded" if name == "mini" else name)
-
-
-def _joined(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Scores by data set, and the mean video FG-ARI over them."""
-    joined = {f"{name}_{key}": value for name, own in scores.items() for key, value in own.items()}
-    mean = sum(own["video_fg_ari"] for own in scores.values()) / len(scores)
-    return {"video_fg_ari": mean} | joined
+def _part(name: str, dataset: str, seed: int = 0) -> Experiment:
+    """What a shipped model's training takes of one data set."""
+    return select("mini", dataset, backbone="embedded" if name == "mini" else name, seed=seed)
 
 
 if __name__ == "__main__":
-    task, name = sys.argv[1:]
+    task, name, role = sys.argv[1:]
+    if role not in get_args(Role):
+        raise SystemExit(f"{role!r} is neither of {', '.join(get_args(Role))}")
     if task == "train":
-        train_shipped_teacher(name, paths.BUILD / f"{name}-teacher", progress=True)
+        train_shipped(name, cast("Role", role), paths.BUILD / f"{name}-{role}", progress=True)
     elif task == "measure":
+        measure = {"teacher": measure_teacher, "student": measure_student}[role]
         for dataset in data.EMBEDDED:
-            folder = f"teacher.{name}.{dataset}"
-            measure_teacher(name, dataset, paths.RESULTS / folder / "results.json")
+            measure(name, dataset, paths.RESULTS / f"{role}.{name}.{dataset}" / "results.json")
     else:
         raise SystemExit(f"{task!r} is neither train nor measure")
