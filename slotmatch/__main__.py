@@ -1,8 +1,11 @@
 """Segment a video, prepare and check a data set, train, evaluate a model, export it to ONNX."""
 
 import argparse
+import io
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -11,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from slotmatch import paths
 from slotmatch.data import NAMES, SPLITS
 from slotmatch.settings import Masks, Precision, ProtocolName, Role, Size, choices
 
@@ -20,8 +24,8 @@ if TYPE_CHECKING:
 EXPECTED = (ValueError, OSError, RuntimeError)
 """What a wrong argument or a missing file raises, with a message made for the reader."""
 MODEL_HELP = (
-    "mini-student, mini-teacher, steady-teacher, a file of slotmatch.model.save, a .ckpt that "
-    "SlotContrast's authors released, or hf://user/name"
+    "mini-student, mini-teacher, steady-student, steady-teacher, a file of slotmatch.model.save, a "
+    ".ckpt that SlotContrast's authors released, or hf://user/name"
 )
 
 
@@ -35,6 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser().parse_args(argv)
     except SystemExit as stop:
         return int(stop.code or 0)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a path may have letters that its encoding lacks
+            stream.reconfigure(errors="backslashreplace")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _stop)  # so that nothing half written stays behind
     try:
         arguments.run(arguments)
     except EXPECTED as error:
@@ -42,6 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"slotmatch {arguments.command}: {sentence}", file=sys.stderr)
         return 1
     return 0
+
+
+def _stop(*_: object) -> None:
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 def segment(arguments: argparse.Namespace) -> None:
@@ -169,6 +182,7 @@ def export(arguments: argparse.Namespace) -> None:
     from slotmatch.model import load
     from slotmatch.sharing.onnx import INPUTS, OUTPUTS, export_onnx
 
+    paths.check_output(arguments.file)
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # warns of its own optimisations
     model = load(arguments.model)
     path = export_onnx(model, arguments.file)

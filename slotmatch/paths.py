@@ -16,8 +16,10 @@ __all__ = [
     "WEIGHTS",
     "atomic",
     "cache_dir",
+    "check_output",
     "checksum",
     "data_dir",
+    "usual_mode",
 ]
 
 PACKAGE = Path(__file__).resolve().parent
@@ -35,12 +37,40 @@ BUILD = REPOSITORY / "_build"
 
 def cache_dir() -> Path:
     """The folder of everything that can be computed again (environment ``SLOTMATCH_CACHE``)."""
-    return Path(os.environ.get("SLOTMATCH_CACHE") or Path.home() / ".cache" / "slotmatch")
+    return _folder("SLOTMATCH_CACHE") or Path.home() / ".cache" / "slotmatch"
 
 
 def data_dir() -> Path:
     """The folder of data sets, embedded and downloaded (environment ``SLOTMATCH_DATA``)."""
-    return Path(os.environ.get("SLOTMATCH_DATA") or cache_dir() / "data")
+    return _folder("SLOTMATCH_DATA") or cache_dir() / "data"
+
+
+def _folder(variable: str) -> Path | None:
+    """What a variable of the environment says; ``~`` is the home folder there, too."""
+    told = os.environ.get(variable)
+    return Path(told).expanduser() if told else None
+
+
+def usual_mode(folder: Path) -> int:
+    """The rights that a new file in a folder gets, for writers that give fewer."""
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as inside:
+        probe = Path(inside) / "probe"
+        probe.touch()
+        return probe.stat().st_mode & 0o777
+
+
+def check_output(path: str | os.PathLike[str]) -> None:
+    """Refuse, before the work, a file that could not be written after it.
+
+    Raises:
+        IsADirectoryError: a folder is there.
+        OSError: its folder cannot be made or written to.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file, such as {path / 'results.json'}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    usual_mode(path.parent)
 
 
 @contextmanager

@@ -103,6 +103,26 @@ def test_steady_students_start_from_their_own_weights_and_the_teachers_slots(
         select("paper", "movi_e", backbone="steady")
 
 
+@pytest.mark.parametrize("role", ["teacher", "student"])
+@pytest.mark.parametrize("dataset", data.EMBEDDED)
+def test_results_of_the_steady_pair_are_those_of_its_weights(role: str, dataset: str) -> None:
+    found = read_results(RESULTS / f"{role}.steady.{dataset}" / "results.json")
+    weights = paths.checksum(WEIGHTS / f"steady-{role}.safetensors")
+    assert found["models"][role]["checkpoint"] == weights
+    assert load(f"steady-{role}").config == getattr(PRESETS["steady"], role)
+    settings = getattr(select("mini", dataset, backbone="steady"), role)
+    assert found["config"]["training"] == json.loads(json.dumps(asdict(settings)))
+
+
+def test_the_steady_student_follows_its_teacher_far_beyond_a_constant() -> None:
+    for dataset in data.EMBEDDED:
+        found = read_results(RESULTS / f"student.steady.{dataset}" / "results.json")
+        metrics = found["models"]["student"]["metrics"]
+        gain = np.subtract(metrics["slot_cosine"], metrics["constant_cosine"])
+        assert gain.min() > 0.05
+        assert gain.mean() > 0.2
+
+
 def test_own_teacher_comes_before_the_one_of_the_package(
     monkeypatch: pytest.MonkeyPatch, tmp_path
 ) -> None:

@@ -11,7 +11,8 @@ from torch import nn
 from slotmatch import backbones, paths
 from slotmatch.backbones import cache as features
 from slotmatch.backbones import cached_features, weights_checksum
-from slotmatch.backbones.embedded import principal_axes, signal_to_noise
+from slotmatch.backbones.embedded import principal_axes, shared_axes, signal_to_noise
+from slotmatch.data.clips import content
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class Clips(list):
         super().__init__(clips)
         self.ids = tuple(clip.id for clip in clips)
         self.loaded = 0
+
+    def content(self, position):
+        """Known without loading."""
+        return content([list.__getitem__(self, position)], 0)
 
     def __getitem__(self, index):
         self.loaded += 1
@@ -108,6 +113,7 @@ def test_frames_are_encoded_in_batches_across_clips():
     [
         (clips(), Patches(), "toy v2"),
         (clips(seed=1), Patches(), "toy"),
+        (Clips([*clips()[:2], replace(clips(seed=1)[2], id=clips()[2].id)]), Patches(), "toy"),
         (clips(n=2), Patches(), "toy"),
         (clips(n_frames=1), Patches(), "toy"),
         (Clips([replace(clip, id=clip.id + "x") for clip in clips()]), Patches(), "toy"),
@@ -115,7 +121,7 @@ def test_frames_are_encoded_in_batches_across_clips():
         (clips(), Patches(seed=1), "toy"),
         (clips(), Patches(image_size=16), "toy"),
     ],
-    ids=["name", "frames", "number", "length", "ids", "order", "weights", "size"],
+    ids=["name", "frames", "last frames", "number", "length", "ids", "order", "weights", "size"],
 )
 def test_whatever_changes_a_feature_gets_a_file_of_its_own(cache, data, backbone, name):
     usual = Patches()
@@ -232,6 +238,50 @@ def test_steady_axes_have_the_most_signal_for_their_noise():
     torch.testing.assert_close(signal_to_noise(signal, noise, 1)[1], matrix[:, :1])
     mirrored = signal_to_noise(2 - signal, noise, 2)[1]
     torch.testing.assert_close(mirrored, matrix, rtol=1e-4, atol=1e-4)
+
+
+def whitened(values):
+    """Uncorrelated columns of unit variance."""
+    centred = values - values.mean(0)
+    u, _, _ = torch.linalg.svd(centred, full_matrices=False)
+    return u * len(values) ** 0.5
+
+
+def test_shared_axes_are_those_of_which_both_views_tell():
+    """Of three sources one is in both views, one in both under noise, and one in the first only."""
+    sources = torch.randn(4000, 5, generator=torch.Generator().manual_seed(0))
+    both, faint, alone, other, noise = sources.T
+    first = whitened(torch.stack([alone + both, both - faint, faint], 1))
+    second = whitened(
+        torch.stack([both, faint + 0.8 * noise, other], 1)
+        @ torch.rand(3, 3, generator=torch.Generator().manual_seed(1))
+    )
+    turns = shared_axes(first, second, 3)
+    for turn in turns:
+        torch.testing.assert_close(turn.T @ turn, torch.eye(3), rtol=0, atol=1e-5)
+    seen = torch.cat([first @ turns[0], second @ turns[1]], 1)
+    correlation = torch.corrcoef(seen.T)[:3, 3:]
+    torch.testing.assert_close(correlation, correlation.diag().diag(), rtol=0, atol=1e-4)
+    assert correlation[0, 0] > 0.99
+    assert correlation[1, 1] == pytest.approx(1 / 1.64**0.5, abs=0.03)
+    assert correlation[2, 2] < 0.06
+    assert abs(torch.corrcoef(torch.stack([seen[:, 0], both]))[0, 1]) > 0.99
+    fewer = shared_axes(first, second, 1)
+    assert all(torch.equal(one, all_[:, :1]) for one, all_ in zip(fewer, turns, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "n_components", "message"),
+    [
+        ((4, 3), (5, 3), 1, r"two views of the same places must be .*\(\(4, 3\), \(5, 3\)\)"),
+        ((4,), (4,), 1, "two views"),
+        ((4, 3), (4, 2), 3, "n_components must be 1 to the width of"),
+        ((4, 3), (4, 2), 0, "not 0"),
+    ],
+)
+def test_shared_axes_name_wrong_input(first, second, n_components, message):
+    with pytest.raises(ValueError, match=message):
+        shared_axes(torch.zeros(first), torch.zeros(second), n_components)
 
 
 def test_principal_axes_have_the_most_variance_and_keep_proportions():

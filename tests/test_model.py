@@ -488,7 +488,7 @@ def test_backbone_weights_with_another_checksum_are_refused(tmp_path: Path) -> N
 def test_a_file_that_is_cut_short_says_so(saved: Path, share: float) -> None:
     content = saved.read_bytes()
     saved.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ValueError, match="cut short or not a safetensors file"):
+    with pytest.raises(ValueError, match="cut short or not a safetensors file: copy it again"):
         load(saved)
 
 

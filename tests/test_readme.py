@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from slotmatch import data
 from slotmatch.paths import REPOSITORY, RESULTS
 from slotmatch.profiling import Ratio, times_faster
 from slotmatch.reporting.efficiency import MEASURED, speedups
@@ -151,6 +152,23 @@ def memory() -> list[str]:
     ]
 
 
+def steady() -> list[str]:
+    rows = []
+    for dataset in data.EMBEDDED:
+        name = f"student.steady.{dataset}"
+        scores = [
+            f"{mean(name, role)} / {mean(name, role, 'video_mbo')}"
+            for role in ("teacher", "student")
+        ]
+        found = numbers(committed(f"{name}/results"))
+        cells = [f"[`{dataset}`](book/results/{name}/results.json)", *scores]
+        for kind in ("slot_cosine", "slot_cosine_last", "constant_cosine"):
+            cells.append(f"{found[f'student_{kind}_mean']:.2f}")
+        cells.append(mean(name, "student", "same_slot_objects"))
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
 def prose(name: str) -> str:
     """A page without code blocks and addresses, single spaces."""
     page = re.sub(r"```.*?```|https?://\S+", "", (REPOSITORY / name).read_text(), flags=re.DOTALL)
@@ -161,7 +179,7 @@ def test_every_number_of_the_readme_is_that_of_its_file() -> None:
     table = comparison_table(committed("03_distill/results")).rename_axis(None).to_string()
     assert f"```\n{table}\n```" in (REPOSITORY / "README.md").read_text()
     text = prose("README.md")
-    parts = (main_run, seeds, scale, benchmark_table, like_beside_like, training, memory)
+    parts = (main_run, seeds, scale, benchmark_table, like_beside_like, training, memory, steady)
     sentences = [sentence for part in parts for sentence in part()]
     assert [sentence for sentence in sentences if sentence not in text] == []
     for sentence in sentences:

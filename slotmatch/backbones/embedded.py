@@ -12,7 +12,6 @@ import timm
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
@@ -28,6 +27,7 @@ from slotmatch.backbones.spec import (
     EmbeddedRecipe,
     Lite,
 )
+from slotmatch.tensors import read_tensors
 
 __all__ = [
     "EmbeddedBackbone",
@@ -42,6 +42,8 @@ __all__ = [
     "stage_maps",
 ]
 
+SOUGHT = 96
+"""Steadiest axes of each of two backbones among which the shared ones are sought."""
 RIDGE = 1e-3
 """Share of the mean noise that every axis has at the least, so that none looks free of it."""
 
@@ -74,6 +76,30 @@ def signal_to_noise(signal: Tensor, noise: Tensor, n_components: int) -> tuple[T
     axes /= np.sqrt(np.einsum("cn,cd,dn->n", axes, between, axes))
     axes *= np.sign(np.take_along_axis(axes, np.abs(axes).argmax(0)[None], 0))
     return torch.from_numpy(mean).float(), torch.from_numpy(axes.copy()).float()
+
+
+def shared_axes(first: Tensor, second: Tensor, n_components: int) -> tuple[Tensor, Tensor]:
+    """Turns (C,n) and (D,n) of two views of the same places onto what both see, the surest first.
+
+    ``first`` (N,C) and ``second`` (N,D) have uncorrelated columns of unit variance, as
+    `signal_to_noise` gives them, so these are the canonical correlation analysis of the views
+    (Hotelling, 1936): orthonormal, and each pair of axes has the largest correlation that is left.
+
+    Raises:
+        ValueError: not two matrices of equal length, or another number of components than 1 to the
+            smaller of C and D.
+    """
+    shapes = tuple(first.shape), tuple(second.shape)
+    if first.ndim != 2 or second.ndim != 2 or len(first) != len(second):
+        raise ValueError(f"two views of the same places must be (N,C) and (N,D): {shapes}")
+    if not 1 <= n_components <= min(first.shape[1], second.shape[1]):
+        raise ValueError(f"n_components must be 1 to the width of {shapes}, not {n_components}")
+    together = first.double().T @ second.double() / len(first)
+    left, _, right = np.linalg.svd(together.numpy(), full_matrices=False)
+    signs = np.sign(np.take_along_axis(left, np.abs(left).argmax(0)[None], 0))
+    turns = (left * signs, right.T * signs)
+    own, other = (torch.from_numpy(turn[:, :n_components]).float() for turn in turns)
+    return own, other
 
 
 def principal_axes(features: Tensor, n_components: int) -> tuple[Tensor, Tensor]:
@@ -197,7 +223,7 @@ def build_embedded(what: BackboneSpec, image_size: int, pretrained: bool) -> Emb
         _lite_network(what.recipe, pretrained),
         image_size,
         pretrained,
-        load_file(path),
+        read_tensors(path)[0],
     )
 
 
@@ -214,35 +240,59 @@ def _lite_network(recipe: EmbeddedRecipe, pretrained: bool) -> nn.Module:
 
 
 @torch.inference_mode()
-def fit_constants(
-    recipe: EmbeddedRecipe, frames: Tensor, disturbed: Sequence[Tensor]
-) -> dict[str, Tensor]:
+def fit_constants(recipe: EmbeddedRecipe, frames: Tensor) -> dict[str, Tensor]:
     """The constants of an embedded backbone from frames (N,3,S,S) in [0, 1], for `constants_path`.
 
-    ``disturbed`` are the same frames as anything may have changed them that a feature should not
-    notice. How far features move then is the noise of `signal_to_noise`; principal axes ignore it.
+    Those of steady ones are fitted for teacher and student together: `fit_steady`.
     """
-    images = [smoothed(some, recipe.blur) for some in (frames, *disturbed)]
-    grid = frames.shape[-1] // recipe.stride
-    constants = {
-        "rgb_offset": images[0].mean((0, 2, 3)),
-        "rgb_scale": F.adaptive_avg_pool2d(images[0], 2 * grid).var((0, 2, 3)).mean().rsqrt(),
-    }
+    constants = _rgb_constants(recipe, frames)
     if recipe.stages:
-        network = _lite_network(recipe, pretrained=True).eval()
-        clean, *others = (
-            torch.cat([stage_maps(network, part, recipe, grid) for part in some.split(16)])
-            for some in images
-        )
-        rows = "n c h w -> (n h w) c"
-        signal = rearrange(clean, rows)
-        if recipe.steady:
-            noise = torch.cat([rearrange(other - clean, rows) for other in others])
-            fitted = signal_to_noise(signal, noise, min(STORED_COMPONENTS, recipe.width))
-        else:
-            fitted = principal_axes(signal, recipe.components)
-        constants["offset"], constants["matrix"] = fitted
+        features = _features_of_places(recipe, frames)
+        constants["offset"], constants["matrix"] = principal_axes(features, recipe.components)
     return {name: tensor.contiguous() for name, tensor in constants.items()}
+
+
+@torch.inference_mode()
+def fit_steady(
+    recipes: Sequence[EmbeddedRecipe], frames: Sequence[Sequence[Tensor]]
+) -> list[dict[str, Tensor]]:
+    """The constants of two steady backbones, a teacher's and a student's, for `constants_path`.
+
+    ``frames`` has for each of them the same frames (N,3,S,S) in [0, 1] at its own size: undisturbed
+    first, then as anything may have changed them that a feature should not notice. How far features
+    move then is the noise of `signal_to_noise`; among the steadiest `SOUGHT` axes of either
+    `shared_axes` finds those that both see.
+    """
+    constants, steady = [], []
+    for recipe, (own, *disturbed) in zip(recipes, frames, strict=True):
+        signal = _features_of_places(recipe, own)
+        noise = torch.cat([_features_of_places(recipe, other) - signal for other in disturbed])
+        offset, matrix = signal_to_noise(signal, noise, min(SOUGHT, recipe.width))
+        constants.append(_rgb_constants(recipe, own) | {"offset": offset, "matrix": matrix})
+        steady.append((signal - offset) @ matrix)
+    first, second = steady
+    turns = shared_axes(first, second, STORED_COMPONENTS)
+    for one, turn in zip(constants, turns, strict=True):
+        one["matrix"] = (one["matrix"] @ turn).contiguous()
+    return constants
+
+
+def _rgb_constants(recipe: EmbeddedRecipe, frames: Tensor) -> dict[str, Tensor]:
+    images = smoothed(frames, recipe.blur)
+    grid = frames.shape[-1] // recipe.stride
+    return {
+        "rgb_offset": images.mean((0, 2, 3)),
+        "rgb_scale": F.adaptive_avg_pool2d(images, 2 * grid).var((0, 2, 3)).mean().rsqrt(),
+    }
+
+
+def _features_of_places(recipe: EmbeddedRecipe, frames: Tensor) -> Tensor:
+    """A recipe's stages (N,C) at all places of frames (N,3,S,S)."""
+    network = _lite_network(recipe, pretrained=True).eval()
+    grid = frames.shape[-1] // recipe.stride
+    some = smoothed(frames, recipe.blur).split(16)
+    maps = torch.cat([stage_maps(network, images, recipe, grid) for images in some])
+    return rearrange(maps, "n c h w -> (n h w) c")
 
 
 def constants_path(recipe: EmbeddedRecipe) -> Path:

@@ -1,17 +1,21 @@
 """Frozen feature extractors by name, with their weights."""
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import huggingface_hub
 import timm
 import torch
+from safetensors import SafetensorError
 from timm.models import get_pretrained_cfg
 
 from slotmatch import paths
 from slotmatch.backbones.base import Backbone, TimmBackbone
 from slotmatch.backbones.embedded import build_embedded
 from slotmatch.backbones.spec import NAMES, RECIPES, BackboneSpec, EmbeddedRecipe, grid_side, spec
+from slotmatch.data.files import some
+from slotmatch.tensors import read_tensors
 
 __all__ = ["build"]
 
@@ -59,6 +63,11 @@ def build(
         network = timm.create_model(what.network, pretrained=pretrained, num_classes=0, **options)
     except OSError as error:
         raise _no_weights(what) from error
+    except (RuntimeError, ValueError, SafetensorError, UnpicklingError, KeyError) as error:
+        file = options.get("pretrained_cfg_overlay", {}).get("file")
+        if file is None:
+            raise
+        raise RuntimeError(_misfit(what, Path(file), error)) from error
     backbone = TimmBackbone(what, network, image_size, pretrained)
     if what.name not in NAMES:
         _try_out(backbone)
@@ -110,6 +119,19 @@ def _weights_source(what: BackboneSpec, weights: str | Path | None) -> dict[str,
 def _local_weights(what: BackboneSpec) -> Path:
     """Where a file with the weights may be put by hand, for a machine without internet."""
     return paths.data_dir() / "weights" / f"{what.network}.safetensors"
+
+
+def _misfit(what: BackboneSpec, file: Path, error: Exception) -> str:
+    """Why a file does not serve as a backbone's weights."""
+    try:
+        tensors, _ = read_tensors(file)
+    except ValueError as unreadable:
+        return f"{unreadable}; it should hold the weights of {what.network}"
+    reason = (
+        f"its {len(tensors)} tensors ({some(sorted(tensors))}) are of another network or naming"
+    )
+    detail = str(error).splitlines()[0][:200]
+    return f"{file} does not hold the weights of {what.network}: {reason} ({detail})"
 
 
 def _no_weights(what: BackboneSpec) -> RuntimeError:

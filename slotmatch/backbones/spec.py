@@ -54,8 +54,9 @@ class EmbeddedRecipe:
     """Which parts make the features of an embedded backbone: network, then RGB, then position.
 
     The network's stages are turned onto a few axes, by constants that were fitted once on training
-    videos: those of the most variance, or those along which features of different places differ
-    most for how they change when a frame is disturbed (``steady``). The position code stands in for
+    videos: those of the most variance, or (``steady``) those that both networks of a teacher and a
+    student see best, out of the ones along which features of different places differ most for how
+    they change when a frame is disturbed. The position code stands in for
     what DINOv2's tokens carry of their own place, and a convolution's hardly do: a slot has to know
     where its object is to draw a mask there.
 
@@ -65,8 +66,9 @@ class EmbeddedRecipe:
             grid for a fraction of the work: the network's late stages are dilated instead.
         stages: 0 to 4, side by side. Stage 4 is the last one, 320 or 352 channels.
         components: how many axes of the stages.
-        steady: axes by signal to noise, each of unit variance (`signal_to_noise`), of features that
-            are averaged with their neighbours'; else principal axes, of unit variance on average.
+        steady: axes of unit variance each, chosen by signal to noise (`signal_to_noise`) and then
+            by what two networks share (`shared_axes`), of features that are averaged with their
+            neighbours'; else principal axes, of unit variance on average.
         blur: standard deviation in pixels of the Gaussian that smooths a frame first, against
             noise and aliasing; 0: none.
         rgb: RGB area-averaged to ``rgb`` x ``rgb`` points a patch, so 3 * rgb**2 numbers; 0
@@ -127,9 +129,17 @@ class EmbeddedRecipe:
 RECIPES = {
     "embedded": EmbeddedRecipe(network="lite2"),
     "embedded_small": EmbeddedRecipe(network="lite0", stride=8, stages=(3,)),
-    "steady": EmbeddedRecipe(network="lite2", stages=(2, 4), steady=True, blur=3.2, rgb_weight=1.5),
+    "steady": EmbeddedRecipe(
+        network="lite2", stages=(2, 4), components=16, steady=True, blur=3.2, rgb_weight=1.5
+    ),
     "steady_small": EmbeddedRecipe(
-        network="lite0", stride=8, stages=(2, 3), steady=True, blur=1.0, rgb_weight=1.5
+        network="lite0",
+        stride=8,
+        stages=(2, 3),
+        components=16,
+        steady=True,
+        blur=1.0,
+        rgb_weight=1.5,
     ),
 }
 """The embedded backbones by public name."""

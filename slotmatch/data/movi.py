@@ -16,6 +16,7 @@ normals, positions) makes up most of the bytes. All this follows ``challenges/mo
 import hashlib
 import io
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -274,8 +275,11 @@ def _starts(
             continue
         known[shard] = {"mark": marks[shard], "starts": found}
     if unknown:
-        with paths.atomic(cache) as temporary:
-            temporary.write_text(json.dumps(known))
+        try:
+            with paths.atomic(cache) as temporary:
+                temporary.write_text(json.dumps(known))
+        except OSError as error:  # it only saves time
+            warnings.warn(f"{cache} could not be kept ({error}): it is made anew", stacklevel=2)
     whole = [shard for shard in shards if shard not in damaged]
     return {shard: known[shard]["starts"] for shard in whole}, damaged
 

@@ -13,12 +13,11 @@ from typing import Any
 import pandas as pd
 import torch
 from einops import rearrange
-from safetensors.torch import save_file
 from torch import Tensor
 
 from slotmatch import data, paths
 from slotmatch.backbones import RECIPES, build, cached_features, resize_frames
-from slotmatch.backbones.embedded import constants_path, fit_constants
+from slotmatch.backbones.embedded import constants_path, fit_steady
 from slotmatch.data import Clip
 from slotmatch.data.disturbances import disturb
 from slotmatch.data.preprocessing import unit_floats
@@ -28,6 +27,7 @@ from slotmatch.experiments.select import SIZES
 from slotmatch.model import PRESETS
 from slotmatch.reporting import results
 from slotmatch.settings import Disturbance
+from slotmatch.tensors import write_tensors
 
 __all__ = ["eyes_table", "fit_all", "measure"]
 
@@ -39,15 +39,16 @@ FITTED: tuple[Disturbance, ...] = ("noise", "brightness", "half_size")
 
 
 def fit_all() -> None:
-    """Fit and write the constants of the steady backbones, at the patch grid of ``mini``."""
+    """Fit and write the constants of the steady pair, at the patch grid of ``mini``."""
     grid = PRESETS["mini"].teacher.grid
     frames = torch.cat([_frames(name) for name in data.EMBEDDED])
-    disturbed = [disturb(frames, kind) for kind in FITTED]
-    for recipe in RECIPES.values():
-        if recipe.steady:
-            images = [resize_frames(some, grid * recipe.stride) for some in (frames, *disturbed)]
-            with paths.atomic(constants_path(recipe)) as temporary:
-                save_file(fit_constants(recipe, images[0], images[1:]), temporary)
+    views = [frames, *(disturb(frames, kind) for kind in FITTED)]
+    recipes = [recipe for recipe in RECIPES.values() if recipe.steady]
+    sides = [grid * recipe.stride for recipe in recipes]
+    fitted = fit_steady(recipes, [[resize_frames(view, side) for view in views] for side in sides])
+    for recipe, constants in zip(recipes, fitted, strict=True):
+        with paths.atomic(constants_path(recipe)) as temporary:
+            write_tensors(constants, temporary)
 
 
 def _frames(name: str) -> Tensor:

@@ -47,6 +47,7 @@ def evaluate_to_file(
         FileNotFoundError: data or model are not on this machine.
     """
     started = time.monotonic()
+    paths.check_output(output)
     embedded = dataset in data.EMBEDDED
     split = split or ("test" if embedded else "validation")
     opened = partial(data.open, dataset, split, n_videos=n_videos)

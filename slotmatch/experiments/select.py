@@ -180,12 +180,20 @@ MINI_STUDENT = replace(
 was tried for beta and the learning rate, on validation videos."""
 
 STEADY_TEACHER = replace(
-    MINI_TEACHER, steps=12_000, doublings=(0.5, 0.8), decay=0.05, validate_every=2000
+    MINI_TEACHER, steps=10_000, doublings=(0.5, 0.8), decay=0.05, validate_every=2000
 )
 """Of the teacher with the steady backbone, on all four embedded data sets: longer, and with clips
 that grow to whole videos."""
 
-STEADY_STUDENT = replace(MINI_STUDENT, match_weight=1.0, learning_rate=2e-3)
+STEADY_STUDENT = replace(
+    MINI_STUDENT,
+    steps=6000,
+    batch_size=4,
+    clip_length=6,
+    doublings=(0.5, 0.8),
+    learning_rate=2e-3,
+    match_weight=3.0,
+)
 """Of its student, which starts from its own weights and its teacher's initial slots alone."""
 
 PAPER = TrainConfig(

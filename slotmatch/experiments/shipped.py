@@ -3,6 +3,7 @@
 ``python -m slotmatch.experiments.shipped train steady teacher`` trains a teacher, ``... student``
 its student. ``... measure steady teacher`` scores it and tells how far it follows itself when
 frames are disturbed; ``... measure steady student``, how far the student follows the teacher.
+``... picture steady student`` paints what both find in a video from the middle of the ranking.
 """
 
 import sys
@@ -26,16 +27,17 @@ from slotmatch.evaluation import (
     score_against,
     score_on,
 )
-from slotmatch.experiments.select import Experiment, read_features, select
+from slotmatch.experiments.select import Experiment, example_clips, read_features, select
 from slotmatch.experiments.teachers import SHIPPED
 from slotmatch.model import VideoSlotModel, load, save, start_from
 from slotmatch.profiling import count_parameters
-from slotmatch.reporting import results
+from slotmatch.reporting import plots, results
+from slotmatch.segmentation import segment
 from slotmatch.settings import Masks
 from slotmatch.training import train
 from slotmatch.training.loop import Validate
 
-__all__ = ["measure_student", "measure_teacher", "train_shipped"]
+__all__ = ["measure_student", "measure_teacher", "picture", "train_shipped"]
 
 Role = Literal["teacher", "student"]
 
@@ -159,6 +161,21 @@ def measure_student(name: str, dataset: str, output: Path) -> dict[str, Any]:
     return _write(name, "student", part, clips, entries, started, output)
 
 
+def picture(name: str, dataset: str, output: Path) -> None:
+    """A validation video from the middle of the teacher's ranking, with the slots of both."""
+    models = {role: load(f"{name}-{role}") for role in ("teacher", "student")}
+    part = _part(name, dataset)
+    clips = part.open("validation")
+    features = read_features(part, "validation", models["teacher"])
+    scores = evaluate(models["teacher"], clips, features=features)
+    (clip,) = example_clips(clips, scores, 1)
+    masks = {role: segment(clip.video, model) for role, model in models.items()}
+    with plots.style():
+        figure = plots.mask_grid(clip.video, {"truth": clip.labels, **masks})
+    with paths.atomic(output) as temporary:
+        figure.savefig(temporary, dpi=100)
+
+
 def _identity(name: str, role: str, model: VideoSlotModel) -> dict[str, Any]:
     return {
         "parameters": count_parameters(model)["total"][0],
@@ -208,5 +225,7 @@ if __name__ == "__main__":
         measure = {"teacher": measure_teacher, "student": measure_student}[role]
         for dataset in data.EMBEDDED:
             measure(name, dataset, paths.RESULTS / f"{role}.{name}.{dataset}" / "results.json")
+    elif task == "picture":
+        picture(name, data.EMBEDDED[0], paths.REPOSITORY / "book" / "figures" / f"{name}.png")
     else:
-        raise SystemExit(f"{task!r} is neither train nor measure")
+        raise SystemExit(f"{task!r} is none of train, measure and picture")

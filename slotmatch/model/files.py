@@ -6,9 +6,6 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-
 from slotmatch import backbones, paths
 from slotmatch.backbones import weights_checksum
 from slotmatch.model.hub import HUB, fetch
@@ -16,6 +13,7 @@ from slotmatch.model.network import VideoSlotModel, fill
 from slotmatch.model.presets import ModelConfig
 from slotmatch.model.slotcontrast import FINAL_NORM, RELEASED, describe, from_slotcontrast
 from slotmatch.settings import Role, choices
+from slotmatch.tensors import read_tensors, write_tensors
 
 __all__ = ["FILE_FORMAT", "load", "save"]
 
@@ -46,14 +44,15 @@ def save(
         "backbone_pretrained": json.dumps(model.backbone is not None and model.backbone.pretrained),
     }
     with paths.atomic(path) as temporary:
-        save_file(tensors, temporary, metadata=header)
+        write_tensors(tensors, temporary, header)
         _sort_header(temporary)
 
 
 def load(name_or_path: str | os.PathLike[str]) -> VideoSlotModel:
     """A model that ``save`` wrote, on the CPU and in evaluation mode.
 
-    ``"mini-teacher"``, ``"mini-student"`` and ``"steady-teacher"`` come with the package.
+    ``"mini-teacher"``, ``"mini-student"``, ``"steady-teacher"`` and ``"steady-student"`` come with
+    the package.
     ``"hf://user/name"`` is a model that was shared on the Hugging Face hub
     (`slotmatch.sharing.push.push_to_hub`), ``"hf://user/name@revision"`` that branch, tag or commit
     of it. A file whose name ends in ``.ckpt`` is read by `from_slotcontrast` with the four heads of
@@ -75,11 +74,12 @@ def load(name_or_path: str | os.PathLike[str]) -> VideoSlotModel:
         _log.warning("%s has %s; its predictor gets 4 heads", path.name, describe(model.config))
         return model
     try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is cut short or not a safetensors file: {error}") from error
+        tensors, header = read_tensors(path)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; a model of ours ends in .safetensors, as the one beside a run's "
+            f"checkpoint.pt, one that SlotContrast released in {RELEASED}"
+        ) from error
     if header.get("format") != FILE_FORMAT:
         raise ValueError(
             f"{path} was not written by slotmatch.model.save: its format is "
