@@ -1,4 +1,5 @@
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import torch
 from released import released_heads
 from tiny import tiny
 
-from slotmatch import data
+from slotmatch import data, paths
 from slotmatch.data import NAMES, Clip
 from slotmatch.experiments import (
     SIZES,
@@ -20,6 +21,8 @@ from slotmatch.experiments import (
     training_clips,
 )
 from slotmatch.model import PRESETS, VideoSlotModel, load, save
+from slotmatch.paths import RESULTS, WEIGHTS
+from slotmatch.reporting.results import read_results
 from slotmatch.training import Frames
 
 
