@@ -270,7 +270,7 @@ def test_no_code_comes_out_of_the_hub(hub: Hub, tmp_path: Path) -> None:
     content = pickle.dumps(Trap(tmp_path / "sprung"))
     files = {"model.safetensors": content, "modeling.py": b"raise SystemExit"}
     hub.repositories[REPO] = Repository(False, [("2" * 40, files)])
-    with pytest.raises(ValueError, match="a file of torch.save, not of safetensors"):
+    with pytest.raises(ValueError, match=r"a file of torch\.save, not of safetensors"):
         load(f"hf://{REPO}")
     assert not (tmp_path / "sprung").exists()
 
