@@ -120,9 +120,10 @@ def test_narrower_students_cost_less(counts: efficiency.Counts) -> None:
     assert table.loc[last, "times fewer FLOPs"] == pytest.approx(164.57 / costs[-1], rel=1e-3)
 
 
-def test_times_stand_with_their_machine_and_their_baseline(tmp_path: Path) -> None:
-    if efficiency.torch.cuda.is_available():
-        pytest.skip("with a GPU the benchmarks are run, which takes minutes")
+def test_times_stand_with_their_machine_and_their_baseline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(efficiency.torch.cuda, "is_available", lambda: False)
     found, origin = efficiency.benchmarks(tmp_path / "benchmarks.json")
     assert (found, origin) == (measured(), "committed")
     assert efficiency.machine(found) == "AMD EPYC, 2 threads of 2 cores, torch 2.14.1"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ class DecodedClips(Sequence[HasVideo]):
     """Videos that are kept on disk as plain frames once they were read.
 
     A step then reads only the frames it needs, without decoding whole videos. The files lie under
-    ``paths.cache_dir()/"frames"`` and are made one by one, when a video is first asked for.
+    ``paths.cache_dir()/"frames"`` and are made one by one, when a video is first asked for; only
+    then is it asked what the video holds.
 
     Attributes:
         clips: the videos; `LazyClips` are not read again as long as their files stay as they are.
@@ -35,11 +37,18 @@ class DecodedClips(Sequence[HasVideo]):
         """The video at a whole number ``index``: its frames are a memory map (T,H,W,3)."""
         ids = getattr(self.clips, "ids", None)
         name = self.clips[index].id if ids is None else ids[index]
-        path = self._path(name, self.content(index))
+        path = self._paths.get(name)
+        if path is None:
+            path = self._paths[name] = self._path(name, self.content(index))
         if not path.is_file():
             with paths.atomic(path) as temporary:
                 np.save(temporary, self.clips[index].video)
         return DecodedClip(np.load(path, mmap_mode="r"), name)
+
+    @cached_property
+    def _paths(self) -> dict[str, Path]:
+        """Of the videos asked for so far, by id."""
+        return {}
 
     def content(self, position: int) -> str:
         """That of the videos."""

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -33,13 +33,11 @@ from slotmatch.model import VideoSlotModel, load, save, start_from
 from slotmatch.profiling import count_parameters
 from slotmatch.reporting import plots, results
 from slotmatch.segmentation import segment
-from slotmatch.settings import Masks
+from slotmatch.settings import Masks, Role, choices
 from slotmatch.training import train
 from slotmatch.training.loop import Validate
 
 __all__ = ["measure_student", "measure_teacher", "picture", "train_shipped"]
-
-Role = Literal["teacher", "student"]
 
 N_DISTURBED = 8
 """Validation videos of each data set on which a teacher is compared with itself."""
@@ -55,7 +53,7 @@ def train_shipped(
     """
     parts = [_part(name, dataset, seed) for dataset in SHIPPED[name]]
     experiment = parts[0]
-    settings = experiment.teacher if role == "teacher" else experiment.student
+    settings = getattr(experiment, role)
     model = VideoSlotModel(getattr(experiment.models, role), seed=seed)
     teacher = teacher_clips = None
     if role == "student":
@@ -192,7 +190,7 @@ def _write(
     started: float,
     output: Path,
 ) -> dict[str, Any]:
-    settings = part.teacher if role == "teacher" else part.student
+    settings = getattr(part, role)
     content = results.run_results(
         config={
             "model": getattr(part.models, role),
@@ -217,8 +215,8 @@ def _part(name: str, dataset: str, seed: int = 0) -> Experiment:
 
 if __name__ == "__main__":
     task, name, role = sys.argv[1:]
-    if role not in get_args(Role):
-        raise SystemExit(f"{role!r} is neither of {', '.join(get_args(Role))}")
+    if role not in choices(Role):
+        raise SystemExit(f"{role!r} is neither of {', '.join(choices(Role))}")
     if task == "train":
         train_shipped(name, cast("Role", role), paths.BUILD / f"{name}-{role}", progress=True)
     elif task == "measure":
