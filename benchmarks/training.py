@@ -50,7 +50,7 @@ def cases(settings: Settings) -> dict[str, Case]:
     """What is trained, by name."""
     mini, movi_e = PRESETS["mini"], PRESETS["movi_e"]
     if settings.quick:
-        small = replace(MINI_STUDENT, batch_size=1, clip_length=2)
+        small = replace(MINI_STUDENT, batch_size=1, clip_length=2, doublings=())
         return {"mini student": Case(mini.student, mini.teacher, small, 1)}
     # The paper's batch of 64 clips is for large GPUs: this is the smallest that has a contrast.
     paper = replace(PAPER, match_weight=1.0, batch_size=1, clip_length=2)

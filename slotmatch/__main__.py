@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 EXPECTED = (ValueError, OSError, RuntimeError)
 """What a wrong argument or a missing file raises, with a message made for the reader."""
 MODEL_HELP = (
-    "mini-student, mini-teacher, steady-student, steady-teacher, a file of slotmatch.model.save, a "
+    "mini-student, mini-teacher, a file of slotmatch.model.save, a "
     ".ckpt that SlotContrast's authors released, or hf://user/name"
 )
 

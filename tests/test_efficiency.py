@@ -14,7 +14,7 @@ from conftest import Book, Run
 
 from slotmatch import paths
 from slotmatch.experiments import decoders, lighter, select
-from slotmatch.model import VideoSlotModel, start_from
+from slotmatch.model import VideoSlotModel
 from slotmatch.profiling import count_parameters
 from slotmatch.reporting import efficiency
 from slotmatch.reporting.report import TrainingParameters
@@ -26,29 +26,13 @@ LIGHTER = ["student, decoder 64", "student, decoder 32"]
 def test_a_lighter_student_differs_in_its_decoder_alone() -> None:
     usual = select("mini", "minimovi_a")
     student = replace(usual.models.student, decoder_hidden=32)
-    inherited = tuple(part for part in usual.inherited if part != "decoder")
-    models = replace(usual.models, student=student)
-    assert lighter(usual, 32) == replace(usual, models=models, inherited=inherited)
-    assert lighter(usual, usual.models.teacher.decoder_hidden) == usual, "at its teacher's width"
-
-
-def test_a_lighter_student_starts_from_all_that_still_fits() -> None:
-    light = lighter(select("mini", "minimovi_a"), 64)
-    teacher, student = (
-        VideoSlotModel(config, pretrained=False)
-        for config in (light.models.teacher, light.models.student)
-    )
-    start_from(student, teacher, parts=light.inherited)
-    assert student.predictor.state_dict().keys() == teacher.predictor.state_dict().keys()
-    for name, weights in teacher.predictor.state_dict().items():
-        assert (student.predictor.state_dict()[name] == weights).all(), name
-    with pytest.raises(ValueError, match="decoder_hidden"):
-        start_from(student, teacher, parts=("decoder",))
-    # Layers slot 64 -> 64 -> 64 -> features 28 + mask 1, and a position code for each of 256
-    # patches.
-    config = light.models.student
-    expected = 64 * 65 + 64 * 65 + (config.feature_dim + 1) * 65 + config.n_patches * 64
-    assert count_parameters(student)["decoder"][0] == expected
+    light = lighter(usual, 32)
+    assert light == replace(usual, models=replace(usual.models, student=student))
+    assert lighter(usual, usual.models.student.decoder_hidden) == usual
+    # Layers slot 64 -> 32 -> 32 -> features + mask 1, and a position code for each of 256 patches.
+    expected = 32 * 65 + 32 * 33 + (student.feature_dim + 1) * 33 + student.n_patches * 64
+    found = count_parameters(VideoSlotModel(student, pretrained=False))
+    assert found["decoder"][0] == expected
 
 
 @pytest.mark.parametrize("width", [0, -64, 64.0])

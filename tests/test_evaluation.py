@@ -424,6 +424,16 @@ def test_clusters_of_a_video_find_an_object_that_comes_back():
     assert found["identity_switches"] == found["mask_entropy"] == [0]
 
 
+def test_videos_that_are_clustered_may_differ_in_length():
+    """As real ones do: their features are a list, not one array."""
+    (clip, features), short = drifting(), 5
+    cut = Clip(clip.video[:short], clip.labels[:short], "cut")
+    for method in (baselines.kmeans_per_frame, baselines.kmeans_per_video):
+        found = method([clip, cut], [features[0], features[0, :short]], 3)
+        alone = method([cut], features[:, :short], 3)
+        assert found["video_fg_ari"][1] == alone["video_fg_ari"][0]
+
+
 def test_k_means_is_repeatable():
     clips = random_clips(2)
     features = np.random.default_rng(0).standard_normal((2, 5, 9, 6))

@@ -1,5 +1,6 @@
 import json
 from dataclasses import asdict, replace
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -20,9 +21,12 @@ from slotmatch.experiments import (
     teacher_path,
     training_clips,
 )
+from slotmatch.experiments.shipped import STUDENT_STEPS
+from slotmatch.experiments.students import tried, try_all
 from slotmatch.model import PRESETS, VideoSlotModel, load, save
 from slotmatch.paths import RESULTS, WEIGHTS
 from slotmatch.reporting.results import read_results
+from slotmatch.settings import Role
 from slotmatch.training import Frames
 
 
@@ -91,35 +95,71 @@ def test_teacher_of_the_package_serves_mini_and_no_other(
         load_teacher(select("paper", "minimovi_c"))
 
 
-def test_steady_students_start_from_their_own_weights_and_the_teachers_slots(
-    monkeypatch: pytest.MonkeyPatch, tmp_path
-) -> None:
-    monkeypatch.setenv("SLOTMATCH_CACHE", str(tmp_path))
-    experiment = select("smoke", "minimovi_e", backbone="steady")
-    assert experiment.models == PRESETS["steady"]
-    assert experiment.inherited == ("initial_slots",)
-    assert experiment.student.match_weight >= 1
-    teacher, origin = load_teacher(experiment)
-    assert origin.startswith("steady-teacher")
-    assert teacher.config == PRESETS["steady"].teacher
-    with pytest.raises(ValueError, match="for the presets smoke and mini"):
-        select("paper", "movi_e", backbone="steady")
+def test_a_students_controls_differ_from_it_in_one_thing() -> None:
+    experiment = select("mini", "minimovi_a", seed=3)
+    found = {name: asdict(config) for name, config in experiment.students.items()}
+    student = found["student"]
+    changed = {
+        name: {key: value for key, value in own.items() if value != student[key]}
+        for name, own in found.items()
+    }
+    teacher = experiment.teacher
+    assert changed == {
+        "student": {},
+        "no_term": {"match_weight": 0.0},
+        "teacher_recipe": {
+            "match_weight": 0.0,
+            "attention_weight": teacher.attention_weight,
+            "attention_until": teacher.attention_until,
+        },
+    }
+    assert student["match_weight"] >= 1
+    assert list(select("paper", "movi_e").students) == ["student", "no_term"]
+
+
+def test_as_many_settings_are_tried_for_each_control_as_for_the_student() -> None:
+    experiment = select("mini", "minimovi_a")
+    found = tried(experiment)
+    for name, own in experiment.students.items():
+        rates = [
+            config.learning_rate
+            for config in found.values()
+            if config == replace(own, learning_rate=config.learning_rate)
+        ]
+        assert sorted(rates) == [1e-3, 2e-3], name
+    assert {config.match_weight for config in found.values()} == {0.0, 3.0, 10.0}
+    assert len(found) == len({str(config) for config in found.values()}) == 7
+
+
+@pytest.mark.slow
+def test_a_student_is_trained_scored_and_kept_in_each_way(tmp_path) -> None:
+    experiment = select("smoke", "minimovi_a", steps=2)
+    configs = dict(islice(tried(experiment).items(), 1))
+    configs["no_term"] = experiment.students["no_term"]
+    found = try_all(experiment, tmp_path, configs)
+    assert list(found["models"]) == list(configs)
+    for name, entry in found["models"].items():
+        assert {"video_fg_ari", "slot_cosine", "constant_cosine"} <= set(entry["metrics"])
+        assert entry["training"] == configs[name]
+        assert load(tmp_path / f"{name}.safetensors").config == experiment.models.student
+        assert entry["validated"]["step"][-1] == 2
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
 @pytest.mark.parametrize("dataset", data.EMBEDDED)
-def test_results_of_the_steady_pair_are_those_of_its_weights(role: str, dataset: str) -> None:
-    found = read_results(RESULTS / f"{role}.steady.{dataset}" / "results.json")
-    weights = paths.checksum(WEIGHTS / f"steady-{role}.safetensors")
+def test_results_of_the_shipped_pair_are_those_of_its_weights(role: Role, dataset: str) -> None:
+    found = read_results(RESULTS / f"{role}.mini.{dataset}" / "results.json")
+    weights = paths.checksum(WEIGHTS / f"mini-{role}.safetensors")
     assert found["models"][role]["checkpoint"] == weights
-    assert load(f"steady-{role}").config == getattr(PRESETS["steady"], role)
-    settings = getattr(select("mini", dataset, backbone="steady"), role)
+    assert load(f"mini-{role}").config == getattr(PRESETS["mini"], role)
+    steps = STUDENT_STEPS if role == "student" else 0
+    settings = getattr(select("mini", dataset, steps=steps), role)
     assert found["config"]["training"] == json.loads(json.dumps(asdict(settings)))
 
 
-def test_the_steady_student_follows_its_teacher_far_beyond_a_constant() -> None:
+def test_the_shipped_student_follows_its_teacher_far_beyond_a_constant() -> None:
     for dataset in data.EMBEDDED:
-        found = read_results(RESULTS / f"student.steady.{dataset}" / "results.json")
+        found = read_results(RESULTS / f"student.mini.{dataset}" / "results.json")
         metrics = found["models"]["student"]["metrics"]
         gain = np.subtract(metrics["slot_cosine"], metrics["constant_cosine"])
         assert gain.min() > 0.05

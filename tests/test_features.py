@@ -4,14 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
 from slotmatch import backbones, paths
 from slotmatch.backbones import cache as features
 from slotmatch.backbones import cached_features, weights_checksum
-from slotmatch.backbones.embedded import principal_axes, shared_axes, signal_to_noise
+from slotmatch.backbones.embedded import shared_axes, signal_to_noise
 from slotmatch.data.clips import content
 
 
@@ -282,21 +281,6 @@ def test_shared_axes_are_those_of_which_both_views_tell():
 def test_shared_axes_name_wrong_input(first, second, n_components, message):
     with pytest.raises(ValueError, match=message):
         shared_axes(torch.zeros(first), torch.zeros(second), n_components)
-
-
-def test_principal_axes_have_the_most_variance_and_keep_proportions():
-    points, axes = spread([3.0, 1.0, 0.1])
-    offset, matrix = principal_axes(points, 3)
-    torch.testing.assert_close(offset, points.mean(0))
-    alignment = (F.normalize(matrix, dim=0) * axes).sum(0).abs()
-    torch.testing.assert_close(alignment, torch.ones(3), rtol=0, atol=0.01)
-    projected = (points - offset) @ matrix
-    assert projected.var(0, correction=0).mean().item() == pytest.approx(1, rel=1e-3)
-    ratio = torch.pdist(projected[:20]) / torch.pdist(points[:20])
-    torch.testing.assert_close(ratio, ratio[0].expand_as(ratio), rtol=1e-3, atol=0)
-    # The largest entry of each axis is positive, whatever sign it was found with.
-    torch.testing.assert_close(principal_axes(-points, 3)[1], matrix)
-    assert all(axis[axis.abs().argmax()] > 0 for axis in matrix.T)
 
 
 @pytest.mark.parametrize(

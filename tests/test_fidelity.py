@@ -51,7 +51,7 @@ def clips_of_noise(n: int = 2) -> list[Clip]:
 
 @pytest.fixture(scope="module")
 def model() -> VideoSlotModel:
-    return VideoSlotModel(tiny("steady_small", 32, n_slots=3), seed=1).eval()
+    return VideoSlotModel(tiny("embedded_small", 32, n_slots=3), seed=1).eval()
 
 
 def test_a_student_that_is_its_teacher_is_faithful() -> None:
@@ -176,7 +176,7 @@ def test_noise_has_its_size_and_its_seed() -> None:
 
 
 def test_feature_change_is_a_share_of_the_spread(monkeypatch: pytest.MonkeyPatch) -> None:
-    backbone = build("steady_small", image_size=32)
+    backbone = build("embedded_small", image_size=32)
     # Features that are the frame's mean brightness, and a disturbance that adds a tenth to it.
     monkeypatch.setattr(
         backbone, "patch_features", lambda images: images.mean((1, 2, 3))[:, None, None]

@@ -175,3 +175,14 @@ def test_differences_by_hand() -> None:
     assert results.difference(found, "student", "teacher", "video_mbo") == "-25.0 [-25.0, -25.0]"
     single = results.difference(found, "blocks", "student", "video_fg_ari")
     assert single == "-20.0 [+nan, +nan]", "one video has no interval"
+
+
+def test_differences_over_seeds_count_seeds_and_videos() -> None:
+    def run(*scores: float) -> dict[str, Any]:
+        pairs = {"student": scores, "no_term": [0.5, 0.5, None]}
+        return {"models": {k: {"metrics": {"video_mbo": v}} for k, v in pairs.items()}}
+
+    runs = [run(0.6, 0.8, 0.1), run(0.7, 0.9, 0.2)]
+    expected = stats.crossed_interval([[10, 30], [20, 40]])  # the third video is skipped
+    text = results.seeds_difference(runs, "student", "no_term", "video_mbo")
+    assert text == f"+25.0 [{expected.low:+.1f}, {expected.high:+.1f}]"

@@ -104,29 +104,6 @@ def test_clips_grow_while_batches_shrink():
         assert steps.round().unique().tolist() == [1]
 
 
-def test_mixed_features_add_to_each_clip_a_mixture_of_its_own_that_stays_over_time():
-    features = torch.randn(4, 3, 25, 6, generator=torch.Generator().manual_seed(0))
-    features *= torch.tensor([1.0, 5.0, 0.1, 1.0, 1.0, 0.0])  # a channel that never changes stays
-    batch = Batch(0, features, features, None, seed=3, first=0, size=4)
-    assert batch.mixed(features, 0.0) is features
-    added = batch.mixed(features, 0.3) - features
-    torch.testing.assert_close(batch.mixed(features, 0.6) - features, 2 * added)
-    assert (added[..., 5] == 0).all()
-    shares = added.std((1, 2)) / features.std((1, 2))
-    assert shares[:, :5].mean().item() == pytest.approx(0.3 * (5 / 6) ** 0.5, rel=0.2)
-    for clip, own in zip(features, added, strict=True):  # one linear map in all frames and places
-        rows = torch.cat([clip.flatten(0, 1), torch.ones(75, 1)], 1)
-        found = torch.linalg.lstsq(rows, own.flatten(0, 1), driver="gelsd").solution
-        torch.testing.assert_close(rows @ found, own.flatten(0, 1), rtol=0, atol=1e-4)
-    maps = [
-        torch.linalg.lstsq(clip[0], own[0], driver="gelsd").solution
-        for clip, own in zip(features, added, strict=True)
-    ]
-    assert not torch.allclose(maps[0], maps[1], atol=0.1)
-    parts = [part.mixed(part.clips, 0.3) for part in batch.micro_batches(2)]
-    torch.testing.assert_close(torch.cat(parts) - features, added)
-
-
 def test_preprocessed_clips_start_at_multiples_and_share_crop_and_mirroring():
     source = Frames(make_videos(n_frames=11), Preprocessing(12, "crop"))
     config = replace(QUICK, clip_length=4, flip_probability=0.5, steps=40)

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from slotmatch.reporting.stats import Interval, equivalence, mean_interval, paired_difference
+from slotmatch.reporting.stats import (
+    Interval,
+    crossed_interval,
+    equivalence,
+    mean_interval,
+    paired_difference,
+)
 
 
 @pytest.mark.parametrize(
@@ -124,3 +130,42 @@ def test_equivalence_of_models_that_always_differ_alike():
 def test_errors_name_the_value_and_the_fix(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_interval_over_seeds_and_videos_by_hand():
+    """Rows 1 3 and 5 9: seeds differ by 5, videos by 3, and 1 is left; mean squares 25, 9 and 1."""
+    got = crossed_interval([[1, 3], [5, 9]])
+    variance = (25 + 9 - 1) / 4
+    freedom = (4 * variance) ** 2 / (25**2 + 9**2 + 1)
+    half = reference.t.ppf(0.975, freedom) * math.sqrt(variance)
+    assert (got.low, got.mean, got.high) == pytest.approx((4.5 - half, 4.5, 4.5 + half))
+    assert crossed_interval(np.full((2, 3), 0.5)) == Interval(0.5, 0.5, 0.5)
+
+
+def test_interval_over_seeds_and_videos_covers_the_true_mean():
+    """As often as it says, or somewhat more; one over videos alone is wrong by its very idea."""
+    rng = np.random.default_rng(7)
+    covered = {"crossed": 0, "videos": 0}
+    for _ in range(400):
+        seeds, videos, rest = (
+            rng.normal(0, 2, (5, 1)),
+            rng.normal(0, 4, 40),
+            rng.normal(0, 3, (5, 40)),
+        )
+        values = 1 + seeds + videos + rest
+        found = {
+            "crossed": crossed_interval(values),
+            "videos": mean_interval(values.mean(0), n_resamples=499),
+        }
+        for name, own in found.items():
+            covered[name] += own.low <= 1 <= own.high
+    assert 0.93 <= covered["crossed"] / 400 <= 0.99
+    assert covered["videos"] / 400 < 0.85
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0], [[1.0, 2.0]], [[1.0], [2.0]], [[1, math.nan]] * 2])
+def test_one_seed_one_video_or_a_skipped_one_have_no_such_interval(values):
+    with pytest.raises(ValueError, match=r"\(seeds, videos\) with 2 or more of each"):
+        crossed_interval(values)
+    with pytest.raises(ValueError, match="confidence must be between 0 and 1, got 95"):
+        crossed_interval([[1, 2], [3, 4]], confidence=95)

@@ -168,6 +168,8 @@ def test_run_lengths_of_a_string_are_those_it_was_made_from():
         (runs("1P"), "runs of 0 pixels"),
         (runs(SQUARE_RUNS, (W, H)), r"has a mask of size \[4, 3\], the video is \[3, 4\]"),
         ([[0, 0, 2, 2]], "neither run lengths nor polygons"),
+        ([["0", 0, 2, 2, 0, 2]], "neither run lengths nor polygons"),
+        ([[0, 0, 2, float("nan"), 0, 2]], "neither run lengths nor polygons"),
         (5, "neither run lengths nor polygons"),
         ({"size": [H, W]}, "neither run lengths nor polygons"),
     ],
@@ -191,9 +193,17 @@ def test_a_damaged_mask_is_named_and_never_decoded(tmp_path, segmentation, messa
         ([video(1)], [annotation(9, 1, None)], "annotation 9 has 1 segmentations for the 2 frames"),
         ([video(1, length=5)], [], "video 1 has 2 frames and its length is 5"),
         ([video(1), video(1)], [], "1 video ids twice"),
-        ([{"id": 1, "file_names": []}], [], "not laid out as YouTube-VIS is.*height"),
-        ([video(1)], [{"id": 1}], "not laid out as YouTube-VIS is.*video_id"),
-        (None, [], "not laid out as YouTube-VIS is"),
+        ([{"id": 1, "file_names": []}], [], "as YouTube-VIS is: video 1: height: Field required"),
+        ([video(1, height=7.5)], [], "as YouTube-VIS is: video 1: height: .*fractional part"),
+        ([video(1, width=0)], [], "as YouTube-VIS is: video 1: width: .*greater than 0"),
+        (["1"], [], "as YouTube-VIS is: video None: all of it: .*dictionary"),
+        ([video(1)], [{"id": 1}], "as YouTube-VIS is: annotation 1: video_id: Field required"),
+        (
+            [video(1)],
+            [annotation(8, 1, None, None), annotation(4711, 1) | {"segmentations": None}],
+            "as YouTube-VIS is: annotation 4711: segmentations: .*valid list",
+        ),
+        (None, [], "as YouTube-VIS is: it lists no videos"),
     ],
 )
 def test_annotations_that_do_not_fit_are_refused(tmp_path, videos, annotations, message):
@@ -201,6 +211,17 @@ def test_annotations_that_do_not_fit_are_refused(tmp_path, videos, annotations, 
     with pytest.raises(ValueError, match=message) as error:
         ytvis.read_annotations(path)
     assert str(path) in str(error.value)
+
+
+def test_whole_numbers_may_be_written_as_floats(tmp_path):
+    """As exports of own data have them."""
+    exact = video(1, 1)
+    floats = {key: float(exact[key]) for key in ("id", "height", "width", "length")}
+    masks = annotation(1.0, 1.0, runs(SQUARE_RUNS))
+    (found,) = ytvis.read_annotations(write(tmp_path / "a.json", [exact | floats], [masks]))
+    assert (found.id, found.size) == (1, (H, W))
+    assert all(isinstance(side, int) for side in found.size)
+    np.testing.assert_array_equal(ytvis.label_map(found, 0), SQUARE)
 
 
 def test_a_file_that_was_replaced_is_read_again(tmp_path):

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from slotmatch import paths
 from slotmatch.backbones.base import Backbone, weights_checksum
-from slotmatch.data.clips import HasVideo, content
+from slotmatch.data.clips import HasVideo, content, ids_of
 from slotmatch.data.preprocessing import unit_floats
 from slotmatch.progress import hidden
 
@@ -100,11 +100,10 @@ def cached_features(
 
 
 def _key(clips: Sequence[HasVideo], backbone: Backbone, name: str) -> str:
-    ids = getattr(clips, "ids", None) or [clip.id for clip in clips]
     what = {
         "format": FORMAT,
         "data": name,
-        "ids": list(ids),
+        "ids": list(ids_of(clips)),
         "shape": list(clips[0].video.shape),
         "content": [content(clips, i) for i in range(len(clips))],
         "backbone": asdict(backbone.spec),

@@ -36,7 +36,6 @@ __all__ = [
     "fit_constants",
     "load_lite",
     "position_code",
-    "principal_axes",
     "signal_to_noise",
     "smoothed",
     "stage_maps",
@@ -102,24 +101,10 @@ def shared_axes(first: Tensor, second: Tensor, n_components: int) -> tuple[Tenso
     return own, other
 
 
-def principal_axes(features: Tensor, n_components: int) -> tuple[Tensor, Tensor]:
-    """Offset (C,) and matrix (C,n) onto the axes of most variance, the largest first.
-
-    One number scales them all, to unit variance on average, so distances keep their proportions.
-    Otherwise as `signal_to_noise`.
-    """
-    values = features.double()
-    mean = values.mean(0)
-    variance, axes = torch.linalg.eigh((values - mean).T @ (values - mean) / len(values))
-    variance, axes = variance.flip(0)[:n_components], axes.flip(1)[:, :n_components]
-    signs = axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
-    return mean.float(), (axes * signs * variance.mean().rsqrt()).float()
-
-
 def stage_maps(network: Any, images: Tensor, recipe: EmbeddedRecipe, grid: int) -> Tensor:
     """A recipe's stages side by side, averaged down to a grid of patches: ``n c h w``.
 
-    Steady ones are then averaged with their neighbours, by weights 1, 2, 1 along rows and columns.
+    They are then averaged with their neighbours, by weights 1, 2, 1 along rows and columns.
     ``images`` is RGB in [0, 1].
     """
     maps = network.forward_intermediates(
@@ -129,7 +114,7 @@ def stage_maps(network: Any, images: Tensor, recipe: EmbeddedRecipe, grid: int) 
         stop_early=True,
     )
     pooled = torch.cat([F.adaptive_avg_pool2d(stage, grid) for stage in maps], dim=1)
-    for padding in ((1, 1, 0, 0), (0, 0, 1, 1)) if recipe.steady else ():
+    for padding in ((1, 1, 0, 0), (0, 0, 1, 1)):
         padded = F.pad(pooled, padding, mode="replicate")
         axis = -1 if padding[0] else -2
         before, own, after = (padded.narrow(axis, i, grid) for i in range(3))
@@ -240,23 +225,10 @@ def _lite_network(recipe: EmbeddedRecipe, pretrained: bool) -> nn.Module:
 
 
 @torch.inference_mode()
-def fit_constants(recipe: EmbeddedRecipe, frames: Tensor) -> dict[str, Tensor]:
-    """The constants of an embedded backbone from frames (N,3,S,S) in [0, 1], for `constants_path`.
-
-    Those of steady ones are fitted for teacher and student together: `fit_steady`.
-    """
-    constants = _rgb_constants(recipe, frames)
-    if recipe.stages:
-        features = _features_of_places(recipe, frames)
-        constants["offset"], constants["matrix"] = principal_axes(features, recipe.components)
-    return {name: tensor.contiguous() for name, tensor in constants.items()}
-
-
-@torch.inference_mode()
-def fit_steady(
+def fit_constants(
     recipes: Sequence[EmbeddedRecipe], frames: Sequence[Sequence[Tensor]]
 ) -> list[dict[str, Tensor]]:
-    """The constants of two steady backbones, a teacher's and a student's, for `constants_path`.
+    """The constants of two backbones, a teacher's and a student's, for `constants_path`.
 
     ``frames`` has for each of them the same frames (N,3,S,S) in [0, 1] at its own size: undisturbed
     first, then as anything may have changed them that a feature should not notice. How far features
@@ -301,8 +273,7 @@ def constants_path(recipe: EmbeddedRecipe) -> Path:
     Those of ``RECIPES`` come with the package; ``python -m slotmatch.experiments.eyes`` fits them.
     """
     stages = "".join(map(str, recipe.stages))
-    kind = f"steady_blur{recipe.blur:g}" if recipe.steady else "principal"
-    name = f"embedded_{recipe.network}_stride{recipe.stride}_stages{stages}_{kind}"
+    name = f"embedded_{recipe.network}_stride{recipe.stride}_stages{stages}_blur{recipe.blur:g}"
     return paths.WEIGHTS / f"{name}.safetensors"
 
 

@@ -53,12 +53,12 @@ LITES = {
 class EmbeddedRecipe:
     """Which parts make the features of an embedded backbone: network, then RGB, then position.
 
-    The network's stages are turned onto a few axes, by constants that were fitted once on training
-    videos: those of the most variance, or (``steady``) those that both networks of a teacher and a
-    student see best, out of the ones along which features of different places differ most for how
-    they change when a frame is disturbed. The position code stands in for
-    what DINOv2's tokens carry of their own place, and a convolution's hardly do: a slot has to know
-    where its object is to draw a mask there.
+    The network's stages, averaged with their neighbours, are turned onto a few axes of unit
+    variance, by constants that were fitted once on training videos: out of the axes along which
+    features of different places differ most for how they change when a frame is disturbed
+    (`signal_to_noise`), those that both networks of a teacher and a student see best
+    (`shared_axes`). The position code stands in for what DINOv2's tokens carry of their own place,
+    and a convolution's hardly do: a slot has to know where its object is to draw a mask there.
 
     Attributes:
         network: ``lite0``, ``lite1`` or ``lite2``.
@@ -66,9 +66,6 @@ class EmbeddedRecipe:
             grid for a fraction of the work: the network's late stages are dilated instead.
         stages: 0 to 4, side by side. Stage 4 is the last one, 320 or 352 channels.
         components: how many axes of the stages.
-        steady: axes of unit variance each, chosen by signal to noise (`signal_to_noise`) and then
-            by what two networks share (`shared_axes`), of features that are averaged with their
-            neighbours'; else principal axes, of unit variance on average.
         blur: standard deviation in pixels of the Gaussian that smooths a frame first, against
             noise and aliasing; 0: none.
         rgb: RGB area-averaged to ``rgb`` x ``rgb`` points a patch, so 3 * rgb**2 numbers; 0
@@ -85,11 +82,10 @@ class EmbeddedRecipe:
     network: str = "lite0"
     stride: int = 16
     stages: tuple[int, ...] = (4,)
-    components: int = 24
-    steady: bool = False
+    components: int = 16
     blur: float = 0.0
     rgb: int = 2
-    rgb_weight: float = 1.0
+    rgb_weight: float = 1.5
     position: float = 0.25
 
     def __post_init__(self) -> None:
@@ -127,20 +123,8 @@ class EmbeddedRecipe:
 
 
 RECIPES = {
-    "embedded": EmbeddedRecipe(network="lite2"),
-    "embedded_small": EmbeddedRecipe(network="lite0", stride=8, stages=(3,)),
-    "steady": EmbeddedRecipe(
-        network="lite2", stages=(2, 4), components=16, steady=True, blur=3.2, rgb_weight=1.5
-    ),
-    "steady_small": EmbeddedRecipe(
-        network="lite0",
-        stride=8,
-        stages=(2, 3),
-        components=16,
-        steady=True,
-        blur=1.0,
-        rgb_weight=1.5,
-    ),
+    "embedded": EmbeddedRecipe(network="lite2", stages=(2, 4), blur=3.2),
+    "embedded_small": EmbeddedRecipe(network="lite0", stride=8, stages=(2, 3), blur=1.0),
 }
 """The embedded backbones by public name."""
 

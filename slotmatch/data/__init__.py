@@ -36,7 +36,7 @@ __all__ = [
 NEEDS = {
     "minimovi": ("joblib", "pybullet"),
     "movi": ("google_crc32c", "google.protobuf"),
-    "ytvis": ("pycocotools",),
+    "ytvis": ("pycocotools", "pydantic"),
     "davis": (),
 }
 """What each reader imports beyond the core."""

@@ -9,7 +9,7 @@ from typing import Protocol, overload
 
 import numpy as np
 
-__all__ = ["Clip", "HasVideo", "LazyClips", "content", "digest"]
+__all__ = ["Clip", "HasVideo", "LazyClips", "content", "digest", "ids_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +76,12 @@ class LazyClips(Sequence[Clip]):
         position = range(len(self))[index]
         video, labels = self.read(position)
         return Clip(video, labels, self.ids[position])
+
+
+def ids_of(clips: Sequence[HasVideo]) -> tuple[str, ...]:
+    """Names of clips, in order; no clip is read where the sequence knows them."""
+    known = getattr(clips, "ids", None)
+    return tuple(clip.id for clip in clips) if known is None else tuple(known)
 
 
 def content(clips: Sequence[HasVideo], position: int) -> str:

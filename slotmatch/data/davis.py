@@ -237,7 +237,7 @@ def _listed(name: str, folder: Path, split: str) -> list[str] | None:
 
 def _stems(folder: Path, suffix: str) -> set[str]:
     """Names, without the suffix, of the files of a kind; hidden ones do not count."""
-    return {path.stem for path in folder.glob(f"[!.]*{suffix}")}
+    return {path.stem for path in folder.glob("[!.]*") if path.suffix.lower() == suffix}
 
 
 def _problem(name: str, folder: Path, sequence: str) -> str:

@@ -26,6 +26,7 @@ and a pixel of no object is 0. Categories are not used: the task is to find the 
 """
 
 import json
+import math
 import os
 import re
 from collections import defaultdict
@@ -38,6 +39,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from pycocotools import mask as coco
+from pydantic import BaseModel, PositiveInt, ValidationError
 
 from slotmatch import paths
 from slotmatch.data.catalogue import Report, not_here
@@ -67,6 +69,7 @@ SCORED_BY_SLOTCONTRAST = 210
 
 _SPLITS = ("train", "validation")
 T = TypeVar("T")
+Entry = TypeVar("Entry", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -263,44 +266,67 @@ def read_annotations(path: str | PathLike[str]) -> tuple[Video, ...]:
 @lru_cache(maxsize=1)  # the two splits are one file
 def _read_annotations(path: Path, *_: int) -> tuple[Video, ...]:
     content = _parse(path)
-    try:
-        videos = {video["id"]: video for video in content["videos"]}
-        if len(videos) != len(content["videos"]):
-            raise ValueError(f"{path} has {len(content['videos']) - len(videos)} video ids twice")
-        for video in videos.values():
-            if video.get("length", len(video["file_names"])) != len(video["file_names"]):
-                raise ValueError(
-                    f"{path}: video {video['id']} has {len(video['file_names'])} frames and its "
-                    f"length is {video['length']}"
-                )
-        objects = defaultdict(list)
-        for annotation in content.get("annotations") or ():
-            if annotation["video_id"] not in videos:
-                raise ValueError(
-                    f"{path}: annotation {annotation['id']} is of video {annotation['video_id']}, "
-                    "which is not in the file"
-                )
-            masks = annotation["segmentations"]
-            n_frames = len(videos[annotation["video_id"]]["file_names"])
-            if len(masks) != n_frames:
-                raise ValueError(
-                    f"{path}: annotation {annotation['id']} has {len(masks)} segmentations for the "
-                    f"{n_frames} frames of video {annotation['video_id']}"
-                )
-            if not annotation.get("iscrowd"):
-                objects[annotation["video_id"]].append(tuple(mask or None for mask in masks))
-        return tuple(
-            Video(
-                number,
-                (video["height"], video["width"]),
-                tuple(video["file_names"]),
-                tuple(objects[number]),
+    if not isinstance(content, dict) or not isinstance(content.get("videos"), list):
+        raise ValueError(f"{path} is not laid out as YouTube-VIS is: it lists no videos")
+    listed = [_checked(_Listed, entry, path, "video") for entry in content["videos"]]
+    videos = {video.id: video for video in listed}
+    if len(videos) != len(listed):
+        raise ValueError(f"{path} has {len(listed) - len(videos)} video ids twice")
+    for video in listed:
+        if video.length not in (None, len(video.file_names)):
+            raise ValueError(
+                f"{path}: video {video.id} has {len(video.file_names)} frames and its length is "
+                f"{video.length}"
             )
-            for number, video in videos.items()
-        )
-    except (KeyError, TypeError, AttributeError) as error:
+    objects = defaultdict(list)
+    for entry in content.get("annotations") or ():
+        annotation = _checked(_Annotated, entry, path, "annotation")
+        where, masks = f"{path}: annotation {annotation.id}", annotation.segmentations
+        if annotation.video_id not in videos:
+            raise ValueError(f"{where} is of video {annotation.video_id}, which is not in the file")
+        n_frames = len(videos[annotation.video_id].file_names)
+        if len(masks) != n_frames:
+            raise ValueError(
+                f"{where} has {len(masks)} segmentations for the {n_frames} frames of video "
+                f"{annotation.video_id}"
+            )
+        if not annotation.iscrowd:
+            objects[annotation.video_id].append(tuple(mask or None for mask in masks))
+    return tuple(
+        Video(video.id, (video.height, video.width), video.file_names, tuple(objects[video.id]))
+        for video in listed
+    )
+
+
+class _Listed(BaseModel):
+    """A video of the file. A whole number may be written as 720.0."""
+
+    id: int
+    height: PositiveInt
+    width: PositiveInt
+    file_names: tuple[str, ...]
+    length: int | None = None
+
+
+class _Annotated(BaseModel):
+    """An object of the file, with a mask or null for every frame."""
+
+    id: int
+    video_id: int
+    segmentations: list[Any]
+    iscrowd: bool = False
+
+
+def _checked(kind: type[Entry], entry: Any, path: Path, what: str) -> Entry:
+    """An entry of the file as it ought to be, or a ValueError that names it and what is wrong."""
+    try:
+        return kind.model_validate(entry)
+    except ValidationError as error:
+        first = error.errors()[0]
+        number = entry.get("id") if isinstance(entry, dict) else None
+        place = " ".join(map(str, first["loc"])) or "all of it"
         raise ValueError(
-            f"{path} is not laid out as YouTube-VIS is ({type(error).__name__}: {error})"
+            f"{path} is not laid out as YouTube-VIS is: {what} {number}: {place}: {first['msg']}"
         ) from error
 
 
@@ -449,7 +475,9 @@ def _mask(video: Video, number: int, t: int) -> dict[str, Any] | None:
 
 
 def _is_polygon(points: object) -> bool:
-    return isinstance(points, list) and len(points) >= 6 and len(points) % 2 == 0
+    if not isinstance(points, list) or len(points) < 6 or len(points) % 2:
+        return False
+    return all(isinstance(value, int | float) and math.isfinite(value) for value in points)
 
 
 def run_lengths(counts: bytes) -> np.ndarray:

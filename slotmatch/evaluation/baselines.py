@@ -42,7 +42,7 @@ def block_grid(clips: Iterable[Clip], rows: int, cols: int) -> Scores:
 
 def kmeans_per_frame(
     clips: Sequence[Clip],
-    features: Features | np.ndarray,
+    features: Features | Sequence[np.ndarray],
     n_clusters: int | Literal["true"],
     *,
     seed: int = 0,
@@ -55,7 +55,7 @@ def kmeans_per_frame(
 
     Args:
         clips: videos with labels.
-        features: their features (N,T,P,F) on a square grid, P of a frame row by row.
+        features: of each video (T,P,F) on a square grid, P of a frame row by row.
         n_clusters: of a frame; ``"true"``: as many as its true labels, background included, which
             no method without labels knows.
         seed: of the first centres.
@@ -76,7 +76,7 @@ def kmeans_per_frame(
 
 def kmeans_per_video(
     clips: Sequence[Clip],
-    features: Features | np.ndarray,
+    features: Features | Sequence[np.ndarray],
     n_clusters: int | Literal["true"],
     *,
     seed: int = 0,
@@ -115,7 +115,7 @@ def chain(centres: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 def _clustered(
     clips: Sequence[Clip],
-    features: Features | np.ndarray,
+    features: Features | Sequence[np.ndarray],
     n_clusters: int | str,
     cluster: Callable[[Clip, np.ndarray], np.ndarray],
     progress: bool | None,
@@ -126,7 +126,7 @@ def _clustered(
     if len(features) != len(clips):
         raise ValueError(f"got features of {len(features)} videos for {len(clips)} clips")
     pairs = tqdm(
-        zip(clips, Features.of(features).array, strict=True),
+        zip(clips, features.array if isinstance(features, Features) else features, strict=True),
         desc="k-means",
         total=len(clips),
         disable=hidden(progress),

@@ -13,13 +13,13 @@ from slotmatch import data, paths
 from slotmatch.backbones import weights_checksum
 from slotmatch.data import Clip
 from slotmatch.evaluation import evaluate
-from slotmatch.experiments.select import Experiment, lighter, read_features, training_clips
+from slotmatch.experiments.select import Experiment, lighter, read_features
+from slotmatch.experiments.students import train_student
 from slotmatch.experiments.teachers import load_teacher
-from slotmatch.model import VideoSlotModel, load, save, start_from
+from slotmatch.model import VideoSlotModel, load
 from slotmatch.profiling import segmenting, take_turns, time_parts
 from slotmatch.reporting import results
 from slotmatch.settings import Masks, Role, choices
-from slotmatch.training import train
 
 __all__ = ["committed_students", "lighter_students"]
 
@@ -27,9 +27,8 @@ __all__ = ["committed_students", "lighter_students"]
 def lighter_students(experiment: Experiment, output: Path, *, started: float) -> dict[str, Any]:
     """Train the student and narrower ones, score and time all; the content of a result file.
 
-    Those with a half and a quarter of its decoder's width start from all of their teacher but the
-    decoder. The student is scored a second time without decoder, by slot attention's masks. The
-    weights go to ``output``.
+    Those have a half and a quarter of its decoder's width, and all else alike. The student is
+    scored a second time without decoder, by slot attention's masks. The weights go to ``output``.
 
     Args:
         experiment: whose student is made lighter.
@@ -43,7 +42,7 @@ def lighter_students(experiment: Experiment, output: Path, *, started: float) ->
     models, checkpoints = {"teacher": teacher}, {}
     for name, variant in _variants(experiment).items():
         file = output / f"{name.replace(', decoder ', '-')}.safetensors"
-        models[name] = _trained(variant, teacher, file)
+        models[name], _ = train_student(variant, variant.student, teacher, file)
         checkpoints[name] = paths.checksum(file)
     clips = experiment.open("test")
     return results.run_results(
@@ -85,21 +84,6 @@ def committed_students(experiment: Experiment) -> dict[str, Any]:
     return found
 
 
-def _trained(experiment: Experiment, teacher: VideoSlotModel, file: Path) -> VideoSlotModel:
-    student = VideoSlotModel(experiment.models.student, seed=experiment.student.seed)
-    start_from(student, teacher, parts=experiment.inherited)
-    train(
-        student,
-        training_clips(experiment, student),
-        experiment.student,
-        output=file.with_suffix(""),
-        teacher=teacher,
-        teacher_clips=read_features(experiment, "train", teacher),
-    )
-    save(student, file)
-    return student
-
-
 def _scored_and_timed(
     experiment: Experiment, clips: Sequence[Clip], models: Mapping[str, VideoSlotModel]
 ) -> dict[str, dict[str, Any]]:
@@ -137,7 +121,6 @@ def _recipes(experiment: Experiment) -> Mapping[str, Any]:
         name: {
             "model": asdict(variant.models.student),
             "training": asdict(variant.student),
-            "starts from the teacher's": variant.inherited,
         }
         for name, variant in _variants(experiment).items()
     }

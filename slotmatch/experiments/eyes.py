@@ -1,6 +1,6 @@
 """How still the embedded backbones hold when frames are disturbed, and what their features tell.
 
-``python -m slotmatch.experiments.eyes fit`` writes the constants of the steady ones, from training
+``python -m slotmatch.experiments.eyes fit`` writes their constants, from training
 videos and what disturbs them; ``... eyes measure`` the result files of the table in ``01_data``.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from slotmatch import data, paths
 from slotmatch.backbones import RECIPES, build, cached_features, resize_frames
-from slotmatch.backbones.embedded import constants_path, fit_steady
+from slotmatch.backbones.embedded import constants_path, fit_constants
 from slotmatch.data import Clip
 from slotmatch.data.disturbances import disturb
 from slotmatch.data.preprocessing import unit_floats
@@ -39,13 +39,15 @@ FITTED: tuple[Disturbance, ...] = ("noise", "brightness", "half_size")
 
 
 def fit_all() -> None:
-    """Fit and write the constants of the steady pair, at the patch grid of ``mini``."""
+    """Fit and write the constants of both backbones, at the patch grid of ``mini``."""
     grid = PRESETS["mini"].teacher.grid
     frames = torch.cat([_frames(name) for name in data.EMBEDDED])
     views = [frames, *(disturb(frames, kind) for kind in FITTED)]
-    recipes = [recipe for recipe in RECIPES.values() if recipe.steady]
+    recipes = list(RECIPES.values())
     sides = [grid * recipe.stride for recipe in recipes]
-    fitted = fit_steady(recipes, [[resize_frames(view, side) for view in views] for side in sides])
+    fitted = fit_constants(
+        recipes, [[resize_frames(view, side) for view in views] for side in sides]
+    )
     for recipe, constants in zip(recipes, fitted, strict=True):
         with paths.atomic(constants_path(recipe)) as temporary:
             write_tensors(constants, temporary)

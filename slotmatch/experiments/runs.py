@@ -86,7 +86,7 @@ def run(
         few = experiment.open("validation")
         model = VideoSlotModel(config, seed=settings.seed)
         if teacher is not None:
-            start_from(model, teacher, parts=experiment.inherited)
+            start_from(model, teacher)
         clips = training_clips(experiment, model)
         features = read_features(experiment, "validation", model)
         if teacher is not None and not experiment.from_frames:

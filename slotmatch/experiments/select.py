@@ -23,9 +23,9 @@ from slotmatch import backbones, data
 from slotmatch.backbones import Features, cached_features
 from slotmatch.data import Clip
 from slotmatch.data.catalogue import check_name
-from slotmatch.data.clips import content
+from slotmatch.data.clips import content, ids_of
 from slotmatch.data.preprocessing import PREPROCESSING
-from slotmatch.model import INHERITABLE, PRESETS, ModelConfig, Preset, VideoSlotModel
+from slotmatch.model import PRESETS, ModelConfig, Preset, VideoSlotModel
 from slotmatch.settings import Size, check_choice
 from slotmatch.training import Frames, TrainConfig
 
@@ -34,8 +34,6 @@ __all__ = [
     "MINI_TEACHER",
     "PAPER",
     "SIZES",
-    "STEADY_STUDENT",
-    "STEADY_TEACHER",
     "VIDEO_SETS",
     "Experiment",
     "Part",
@@ -58,9 +56,8 @@ VIDEO_SETS = ("ytvis2021", "ovis", "davis2017", "davis2016")
 class Experiment:
     """Models, number of videos of each split, and the training of teacher and student.
 
-    ``student`` holds the SlotMatch term's weight; without it the same training gives the
-    undistilled student. Both start from the ``inherited`` parts of their teacher. ``n_videos`` has
-    None for a whole split.
+    ``student`` holds the SlotMatch term's weight; ``students`` has it beside its controls.
+    ``n_videos`` has None for a whole split.
     """
 
     name: str
@@ -69,7 +66,6 @@ class Experiment:
     n_videos: Mapping[str, int | None]
     teacher: TrainConfig
     student: TrainConfig
-    inherited: tuple[str, ...]
 
     @property
     def embedded(self) -> bool:
@@ -82,10 +78,21 @@ class Experiment:
         return self.name == "paper"
 
     @property
-    def scratch(self) -> TrainConfig:
-        """A student without a teacher: the teacher's recipe over as many frames as the student."""
-        frames = [config.batch_size * config.clip_length for config in (self.student, self.teacher)]
-        return _shortened(self.teacher, math.ceil(self.student.steps * frames[0] / frames[1]))
+    def students(self) -> dict[str, TrainConfig]:
+        """The student's training and those of its controls, each of which differs in one thing.
+
+        All have their own weights, their teacher's initial slots, and the same clips in the same
+        order. ``no_term`` has the SlotMatch term left out; ``teacher_recipe`` has, in its place,
+        what the teacher itself was trained with: the attention term, where the preset has one.
+        """
+        alone = replace(self.student, match_weight=0.0)
+        own = replace(
+            alone,
+            attention_weight=self.teacher.attention_weight,
+            attention_until=self.teacher.attention_until,
+        )
+        found = {"student": self.student, "no_term": alone, "teacher_recipe": own}
+        return found if own != alone else {name: found[name] for name in ("student", "no_term")}
 
     def open(self, split: str, *, progress: bool | None = None) -> Sequence[Clip]:
         """The clips of a split, as many as the experiment takes.
@@ -124,9 +131,7 @@ class Part(Sequence[Clip]):
     @property
     def ids(self) -> tuple[str, ...]:
         """Names of the clips, in order."""
-        names = getattr(self.clips, "ids", None)
-        if names is None:
-            return tuple(self.clips[i].id for i in self.indices)
+        names = ids_of(self.clips)
         return tuple(names[i] for i in self.indices)
 
     def content(self, position: int) -> str:
@@ -147,54 +152,35 @@ class Part(Sequence[Clip]):
 
 
 MINI_TEACHER = TrainConfig(
-    steps=8000,
+    steps=10_000,
     batch_size=12,
     clip_length=6,
+    doublings=(0.5, 0.8),
     learning_rate=2e-3,
     warmup_steps=250,
-    decay=0.1,
+    decay=0.05,
     grad_clip=1.0,
     contrast_weight=0.1,
     attention_weight=2.0,
     attention_until=0.6,
     patch_fraction=0.125,
-    validate_every=1000,
+    validate_every=2000,
     checkpoint_every=250,
 )
 """Differs from SlotContrast where the toy needs it; the teacher's page has what was tried."""
 
 MINI_STUDENT = replace(
     MINI_TEACHER,
-    steps=4000,
-    batch_size=3,
-    clip_length=8,
-    learning_rate=1e-3,
-    warmup_steps=200,
-    decay=0.05,
-    match_weight=0.1,
+    steps=3000,
+    batch_size=4,
+    warmup_steps=100,
+    match_weight=3.0,
     attention_weight=0.0,
     attention_until=0.0,
     validate_every=500,
 )
-"""No attention term, since it starts from its teacher's attention. The distillation page has what
-was tried for beta and the learning rate, on validation videos."""
-
-STEADY_TEACHER = replace(
-    MINI_TEACHER, steps=10_000, doublings=(0.5, 0.8), decay=0.05, validate_every=2000
-)
-"""Of the teacher with the steady backbone, on all four embedded data sets: longer, and with clips
-that grow to whole videos."""
-
-STEADY_STUDENT = replace(
-    MINI_STUDENT,
-    steps=6000,
-    batch_size=4,
-    clip_length=6,
-    doublings=(0.5, 0.8),
-    learning_rate=2e-3,
-    match_weight=3.0,
-)
-"""Of its student, which starts from its own weights and its teacher's initial slots alone."""
+"""The distillation page has what was tried for beta and the learning rate, on validation videos.
+The student that comes with the package has the same recipe over more steps and data sets."""
 
 PAPER = TrainConfig(
     steps=100_000,
@@ -226,9 +212,8 @@ def select(
     Args:
         preset: ``"smoke"``, ``"mini"`` or ``"paper"``.
         dataset: a name of ``slotmatch.data.NAMES``.
-        backbone: ``"embedded"`` takes the preset's own pair for teacher and student, ``"steady"``
-            the pair whose features hold still when frames are disturbed, with a student that starts
-            from its own weights; any other name of ``slotmatch.backbones`` replaces both.
+        backbone: ``"embedded"`` takes the preset's own pair for teacher and student; any other name
+            of ``slotmatch.backbones`` replaces both.
         steps: of training; 0 takes the preset's own number. A warm-up shrinks in proportion.
         seed: of weights and training.
 
@@ -238,10 +223,7 @@ def select(
     """
     check_choice("preset", preset, Size)
     check_name(dataset)
-    if backbone == "steady" and preset == "paper":
-        raise ValueError('backbone "steady" is for the presets smoke and mini: choose another')
     models, teacher, student = PRESETS["mini"], MINI_TEACHER, MINI_STUDENT
-    inherited = tuple(INHERITABLE)
     if preset == "paper":
         like = "ytvis2021" if dataset in VIDEO_SETS else "movi_c"
         models = PRESETS.get(dataset.removeprefix("mini"), PRESETS[like])
@@ -253,12 +235,9 @@ def select(
                 replace(config, learning_rate=8e-4, flip_probability=0.0)
                 for config in (teacher, student)
             )
-    if backbone == "steady":
-        models, inherited = PRESETS["steady"], ("initial_slots",)
-        teacher, student = STEADY_TEACHER, STEADY_STUDENT
     if preset == "smoke":
         teacher, student = (_shortened(config, 8) for config in (teacher, student))
-    if backbone not in ("embedded", "steady"):
+    if backbone != "embedded":
         models = replace(
             models,
             teacher=_on(backbone, models.teacher),
@@ -273,27 +252,17 @@ def select(
         SIZES[preset],
         replace(teacher, seed=seed),
         replace(student, seed=seed),
-        inherited,
     )
 
 
 def lighter(experiment: Experiment, decoder_width: int) -> Experiment:
     """The experiment with another width of the student's decoder, beyond the paper.
 
-    With any but its teacher's width the student cannot start from its teacher's decoder: that part
-    then starts from chance.
-
     Raises:
         ValueError: a width that is not a positive integer.
     """
-    teacher = experiment.models.teacher
     student = replace(experiment.models.student, decoder_hidden=decoder_width)
-    left_out = "decoder" if decoder_width != teacher.decoder_hidden else None
-    return replace(
-        experiment,
-        models=replace(experiment.models, student=student),
-        inherited=tuple(part for part in experiment.inherited if part != left_out),
-    )
+    return replace(experiment, models=replace(experiment.models, student=student))
 
 
 def training_clips(

@@ -1,9 +1,9 @@
 """Models that come with the package: trained, and measured on validation videos.
 
-``python -m slotmatch.experiments.shipped train steady teacher`` trains a teacher, ``... student``
-its student. ``... measure steady teacher`` scores it and tells how far it follows itself when
-frames are disturbed; ``... measure steady student``, how far the student follows the teacher.
-``... picture steady student`` paints what both find in a video from the middle of the ranking.
+``python -m slotmatch.experiments.shipped train teacher`` trains the teacher, ``... train student``
+its student, both on all embedded data sets. ``... measure teacher`` scores it and tells how far it
+follows itself when frames are disturbed; ``... measure student``, how far the student follows it.
+``... picture`` paints what both find in a video from the middle of the ranking.
 """
 
 import sys
@@ -28,49 +28,48 @@ from slotmatch.evaluation import (
     score_on,
 )
 from slotmatch.experiments.select import Experiment, example_clips, read_features, select
-from slotmatch.experiments.teachers import SHIPPED
 from slotmatch.model import VideoSlotModel, load, save, start_from
 from slotmatch.profiling import count_parameters
 from slotmatch.reporting import plots, results
 from slotmatch.segmentation import segment
-from slotmatch.settings import Masks, Role, choices
+from slotmatch.settings import Masks, Role, check_choice, choices
 from slotmatch.training import train
 from slotmatch.training.loop import Validate
 
 __all__ = ["measure_student", "measure_teacher", "picture", "train_shipped"]
 
+STUDENT_STEPS = 6000
+"""Of the student: twice those of ``mini``, since it sees four data sets."""
 N_DISTURBED = 8
 """Validation videos of each data set on which a teacher is compared with itself."""
 
 
 def train_shipped(
-    name: str, role: Role, output: Path, *, seed: int = 0, progress: bool | None = None
+    role: Role, output: Path, *, seed: int = 0, progress: bool | None = None
 ) -> pd.DataFrame:
     """Train a model that comes with the package, in an hour or less, and return its log.
 
-    A student follows the teacher that comes with the package. Resumes from ``output``. The weights
-    go to ``output/NAME-ROLE.safetensors``.
+    The student follows the teacher that comes with the package. Resumes from ``output``. The
+    weights go to ``output/mini-ROLE.safetensors``.
     """
-    parts = [_part(name, dataset, seed) for dataset in SHIPPED[name]]
-    experiment = parts[0]
-    settings = getattr(experiment, role)
-    model = VideoSlotModel(getattr(experiment.models, role), seed=seed)
+    parts = [_part(role, dataset, seed) for dataset in data.EMBEDDED]
+    model = VideoSlotModel(getattr(parts[0].models, role), seed=seed)
     teacher = teacher_clips = None
     if role == "student":
-        teacher = load(f"{name}-teacher")
-        start_from(model, teacher, parts=experiment.inherited)
+        teacher = load("mini-teacher")
+        start_from(model, teacher)
         teacher_clips = _together(parts, teacher)
     log = train(
         model,
         _together(parts, model),
-        settings,
+        getattr(parts[0], role),
         output=output,
         teacher=teacher,
         teacher_clips=teacher_clips,
         validate=_validation(parts, model, teacher),
         progress=progress,
     )
-    save(model, output / f"{name}-{role}.safetensors")
+    save(model, output / f"mini-{role}.safetensors")
     return log
 
 
@@ -107,7 +106,7 @@ def _validation(
     return validate
 
 
-def measure_teacher(name: str, dataset: str, output: Path) -> dict[str, Any]:
+def measure_teacher(dataset: str, output: Path) -> dict[str, Any]:
     """Write the result file of a teacher that comes with the package on validation videos.
 
     Scores of its decoder's masks and of slot attention's, and its ``constancy``: means over
@@ -115,8 +114,8 @@ def measure_teacher(name: str, dataset: str, output: Path) -> dict[str, Any]:
     student.
     """
     started = time.monotonic()
-    model = load(f"{name}-teacher")
-    part = _part(name, dataset)
+    model = load("mini-teacher")
+    part = _part("teacher", dataset)
     clips = part.open("validation")
     features = read_features(part, "validation", model)
     ways: dict[str, Masks] = {"teacher": "decoder", "teacher, attention masks": "attention"}
@@ -129,40 +128,37 @@ def measure_teacher(name: str, dataset: str, output: Path) -> dict[str, Any]:
             kind: {name: float(np.nanmean(values)) for name, values in found.items()}
             for kind, found in constancy(model, clips[:N_DISTURBED]).items()
         },
-    } | _identity(name, "teacher", model)
-    return _write(name, "teacher", part, clips, models, started, output)
+    } | _identity("teacher", model)
+    return _write("teacher", part, clips, models, started, output)
 
 
-def measure_student(name: str, dataset: str, output: Path) -> dict[str, Any]:
+def measure_student(dataset: str, output: Path) -> dict[str, Any]:
     """Write the result file of a student that comes with the package on validation videos.
 
     Its scores, and how far it follows its teacher (``evaluation.fidelity``) beside a constant that
     was fitted to the teacher's slots on the first training videos, as many as these.
     """
     started = time.monotonic()
-    models = {role: load(f"{name}-{role}") for role in ("teacher", "student")}
-    part = _part(name, dataset)
+    models = _pair()
+    part = _part("student", dataset)
     clips = part.open("validation")
     features = {role: read_features(part, "validation", model) for role, model in models.items()}
     followed = {role: follow(model, clips, features[role]) for role, model in models.items()}
-    train_features = read_features(part, "train", models["teacher"])
-    assert train_features is not None
-    others = part.open("train")[: len(clips)]
-    constant = constant_slots(follow(models["teacher"], others, train_features.array[: len(clips)]))
+    others = data.open(dataset, "train", n_videos=len(clips))
+    constant = constant_slots(follow(models["teacher"], others))
     agreement = fidelity(followed["student"], followed["teacher"], clips, constant=constant)
     entries = {
-        role: {"metrics": evaluate(model, clips, features=features[role])}
-        | _identity(name, role, model)
+        role: {"metrics": evaluate(model, clips, features=features[role])} | _identity(role, model)
         for role, model in models.items()
     }
     entries["student"]["metrics"] |= agreement
-    return _write(name, "student", part, clips, entries, started, output)
+    return _write("student", part, clips, entries, started, output)
 
 
-def picture(name: str, dataset: str, output: Path) -> None:
+def picture(dataset: str, output: Path) -> None:
     """A validation video from the middle of the teacher's ranking, with the slots of both."""
-    models = {role: load(f"{name}-{role}") for role in ("teacher", "student")}
-    part = _part(name, dataset)
+    models = _pair()
+    part = _part("student", dataset)
     clips = part.open("validation")
     features = read_features(part, "validation", models["teacher"])
     scores = evaluate(models["teacher"], clips, features=features)
@@ -174,15 +170,18 @@ def picture(name: str, dataset: str, output: Path) -> None:
         figure.savefig(temporary, dpi=100)
 
 
-def _identity(name: str, role: str, model: VideoSlotModel) -> dict[str, Any]:
+def _pair() -> dict[str, VideoSlotModel]:
+    return {role: load(f"mini-{role}") for role in choices(Role)}
+
+
+def _identity(role: str, model: VideoSlotModel) -> dict[str, Any]:
     return {
         "parameters": count_parameters(model)["total"][0],
-        "checkpoint": paths.checksum(paths.WEIGHTS / f"{name}-{role}.safetensors"),
+        "checkpoint": paths.checksum(paths.WEIGHTS / f"mini-{role}.safetensors"),
     }
 
 
 def _write(
-    name: str,
     role: Role,
     part: Experiment,
     clips: Sequence[Clip],
@@ -195,7 +194,7 @@ def _write(
         config={
             "model": getattr(part.models, role),
             "training": settings,
-            "trained on": dict.fromkeys(SHIPPED[name], part.n_videos["train"]),
+            "trained on": dict.fromkeys(data.EMBEDDED, part.n_videos["train"]),
         }
         | ({"disturbed videos": N_DISTURBED} if role == "teacher" else {}),
         seeds=[settings.seed],
@@ -208,22 +207,22 @@ def _write(
     return results.write_results(output, content)
 
 
-def _part(name: str, dataset: str, seed: int = 0) -> Experiment:
+def _part(role: Role, dataset: str, seed: int = 0) -> Experiment:
     """What a shipped model's training takes of one data set."""
-    return select("mini", dataset, backbone="embedded" if name == "mini" else name, seed=seed)
+    return select("mini", dataset, steps=STUDENT_STEPS if role == "student" else 0, seed=seed)
 
 
 if __name__ == "__main__":
-    task, name, role = sys.argv[1:]
-    if role not in choices(Role):
-        raise SystemExit(f"{role!r} is neither of {', '.join(choices(Role))}")
+    task, *roles = sys.argv[1:]
+    if (task, len(roles)) not in (("train", 1), ("measure", 1), ("picture", 0)):
+        raise SystemExit("give train ROLE, measure ROLE or picture")
+    for role in roles:
+        check_choice("role", role, Role)
     if task == "train":
-        train_shipped(name, cast("Role", role), paths.BUILD / f"{name}-{role}", progress=True)
+        train_shipped(cast("Role", roles[0]), paths.BUILD / f"mini-{roles[0]}", progress=True)
     elif task == "measure":
-        measure = {"teacher": measure_teacher, "student": measure_student}[role]
+        measure = {"teacher": measure_teacher, "student": measure_student}[roles[0]]
         for dataset in data.EMBEDDED:
-            measure(name, dataset, paths.RESULTS / f"{role}.{name}.{dataset}" / "results.json")
-    elif task == "picture":
-        picture(name, data.EMBEDDED[0], paths.REPOSITORY / "book" / "figures" / f"{name}.png")
+            measure(dataset, paths.RESULTS / f"{roles[0]}.mini.{dataset}" / "results.json")
     else:
-        raise SystemExit(f"{task!r} is none of train, measure and picture")
+        picture(data.EMBEDDED[0], paths.REPOSITORY / "book" / "figures" / "slots.png")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from slotmatch import data, paths
+from slotmatch import paths
 from slotmatch.experiments.select import VIDEO_SETS, Experiment
 from slotmatch.model import PRESETS, ModelConfig, VideoSlotModel, load
 
@@ -19,11 +19,6 @@ RELEASED: Mapping[str, str] = MappingProxyType(
     }
 )
 """SlotContrast's released file by data set; where there is none, that of the same sizes."""
-
-SHIPPED: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"mini": ("minimovi_a", "minimovi_c"), "steady": data.EMBEDDED}
-)
-"""Teachers that come with the package, and what they were trained on in equal parts."""
 
 
 def teacher_path(experiment: Experiment) -> Path:
@@ -51,9 +46,8 @@ def load_teacher(experiment: Experiment) -> tuple[VideoSlotModel, str]:
     released = released_path(experiment)
     if released is not None and released.is_file():
         return read_teacher(released, experiment.models.student)
-    for name in SHIPPED:
-        if experiment.models == PRESETS[name]:
-            return load(f"{name}-teacher"), f"{name}-teacher, which comes with the package"
+    if experiment.models == PRESETS["mini"]:
+        return load("mini-teacher"), "mini-teacher, which comes with the package"
     raise FileNotFoundError(
         f"there is no teacher of preset {experiment.name} with backbone "
         f"{experiment.models.teacher.backbone} for {experiment.dataset}: run 02_teacher with the "

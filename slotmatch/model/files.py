@@ -51,8 +51,7 @@ def save(
 def load(name_or_path: str | os.PathLike[str]) -> VideoSlotModel:
     """A model that ``save`` wrote, on the CPU and in evaluation mode.
 
-    ``"mini-teacher"``, ``"mini-student"``, ``"steady-teacher"`` and ``"steady-student"`` come with
-    the package.
+    ``"mini-teacher"`` and ``"mini-student"`` come with the package.
     ``"hf://user/name"`` is a model that was shared on the Hugging Face hub
     (`slotmatch.sharing.push.push_to_hub`), ``"hf://user/name@revision"`` that branch, tag or commit
     of it. A file whose name ends in ``.ckpt`` is read by `from_slotcontrast` with the four heads of

@@ -45,7 +45,7 @@ __all__ = [
     "speedups",
 ]
 
-SIZES = tuple(name for name in PRESETS if name not in ("mini", "steady"))
+SIZES = tuple(name for name in PRESETS if name != "mini")
 MEASURED = ("movi_e", "ytvis2021")
 """The sizes whose speed is measured."""
 SPEEDUPS = {

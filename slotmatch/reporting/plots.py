@@ -34,7 +34,7 @@ METHOD_COLORS: Mapping[str, str] = MappingProxyType(
     {
         "teacher": "#0072B2",
         "student": "#D55E00",
-        "undistilled student": "#CC79A7",
+        "no_term": "#CC79A7",
         "k-means": "#009E73",
         "block grid": "#8C8C8C",
         "oracle": "#000000",

@@ -77,8 +77,8 @@ FIDELITY = {
 LABELS = {
     "teacher": "Teacher",
     "student": "Student (SlotMatch)",
-    "undistilled": "Student, not distilled",
-    "scratch": "Student, from scratch",
+    "no_term": "Student, no term",
+    "teacher_recipe": "Student, teacher's recipe",
 }
 
 
@@ -169,7 +169,7 @@ def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def comparison_table(results: Mapping[str, Any]) -> pd.DataFrame:
-    """Teacher, student and undistilled student side by side, as they are printed.
+    """Teacher, student and its controls side by side, as they are printed.
 
     FG-ARI and mBO (whole videos, times 100) are means over videos with the interval of
     :func:`slotmatch.reporting.stats.mean_interval`, and so is how students follow the teacher.
@@ -213,6 +213,23 @@ def difference(results: Mapping[str, Any], first: str, second: str, metric: str)
     scores = [results["models"][name]["metrics"][metric] for name in (first, second)]
     values = 100 * np.array(scores, float)  # None, a skipped video in a file, becomes nan
     found = stats.paired_difference(*values[:, ~np.isnan(values).any(axis=0)])
+    return f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
+
+
+def seeds_difference(
+    runs: Sequence[Mapping[str, Any]], first: str, second: str, metric: str
+) -> str:
+    """The mean of ``first - second`` over runs of several seeds on the same videos, times 100.
+
+    Its interval counts seeds and videos as random (`slotmatch.reporting.stats.crossed_interval`).
+    Videos that are skipped in any run are left out.
+    """
+    scores = np.array(
+        [[run["models"][name]["metrics"][metric] for run in runs] for name in (first, second)],
+        float,
+    )
+    values = 100 * (scores[0] - scores[1])
+    found = stats.crossed_interval(values[:, ~np.isnan(values).any(axis=0)])
     return f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
 
 

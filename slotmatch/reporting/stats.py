@@ -1,7 +1,7 @@
 """Uncertainty of scores: intervals for means over videos, paired differences, equivalence.
 
-Every function takes one value per video and treats the videos as a random draw of more videos of
-the same kind. What another training seed would change is not in these intervals.
+Most functions take one value per video and treat the videos as a random draw of more videos of the
+same kind. What another training seed would change is only in `crossed_interval`.
 """
 
 import math
@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 from scipy.stats import bootstrap
 
-__all__ = ["Equivalence", "Interval", "equivalence", "mean_interval", "paired_difference"]
+__all__ = [
+    "Equivalence",
+    "Interval",
+    "crossed_interval",
+    "equivalence",
+    "mean_interval",
+    "paired_difference",
+]
 
 Values: TypeAlias = Sequence[float] | NDArray[Any]
 
@@ -115,6 +122,45 @@ def paired_difference(
     return mean_interval(
         _differences(a, b), confidence=confidence, n_resamples=n_resamples, seed=seed
     )
+
+
+def crossed_interval(
+    values: Sequence[Sequence[float]] | NDArray[Any], *, confidence: float = 0.95
+) -> Interval:
+    """Mean over seeds and videos, with an interval for other seeds and other videos.
+
+    Every seed was scored on every video, and both are a random draw: two crossed random effects
+    whose mean squares give the variance of the mean, with Satterthwaite's degrees of freedom for
+    Student's t. With few seeds the interval is wide: that is what few seeds can tell.
+
+    Args:
+        values: A row for each seed, a value per video in it (m,n), at least 2 of each.
+        confidence: Coverage aimed at, between 0 and 1.
+
+    Raises:
+        ValueError: Another shape, nan or infinity, or a confidence outside 0 to 1.
+    """
+    array = np.asarray(values, np.float64)
+    if array.ndim != 2 or min(array.shape) < 2 or not np.isfinite(array).all():
+        raise ValueError(
+            "values must be finite and (seeds, videos) with 2 or more of each, "
+            f"got shape {array.shape}"
+        )
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence}; usual is 0.95")
+    m, n = array.shape
+    mean = array.mean()
+    of_seeds, of_videos = array.mean(1, keepdims=True) - mean, array.mean(0) - mean
+    rest = array - mean - of_seeds - of_videos
+    squares = np.array([n * (of_seeds**2).sum(), m * (of_videos**2).sum(), (rest**2).sum()])
+    freedom = np.array([m - 1, n - 1, (m - 1) * (n - 1)])
+    own = squares / freedom
+    variance = max(own[0] + own[1] - own[2], own[0], own[1])  # an estimate can fall below its parts
+    if not variance:
+        return Interval(*[float(mean)] * 3)
+    half = stdtrit(variance**2 / (own**2 / freedom).sum(), (1 + confidence) / 2)
+    half *= math.sqrt(variance / (m * n))
+    return Interval(float(mean), float(mean - half), float(mean + half))
 
 
 def equivalence(a: Values, b: Values, margin: float, *, alpha: float = 0.05) -> Equivalence:

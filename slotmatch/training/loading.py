@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from slotmatch.backbones import Features
 from slotmatch.data import HasVideo
-from slotmatch.data.clips import content, digest
+from slotmatch.data.clips import content, digest, ids_of
 from slotmatch.data.preprocessing import Preprocessing, clip_starts, unit_floats
 from slotmatch.model import SlotState, VideoSlotModel
 from slotmatch.training.recipe import TrainConfig
@@ -87,23 +87,6 @@ class Batch:
         generator = torch.Generator().manual_seed(self.seed)
         place = slice(self.first, self.first + len(self.clips))
         return SlotState(model.initial_slots(self.size, generator)[place], 0)
-
-    def mixed(self, features: Tensor, share: float) -> Tensor:
-        """Features (B,T,P,F) as slightly other eyes would see each clip; share 0: as they are.
-
-        To every channel comes a random mixture of all, drawn for the clip: the same in all its
-        frames, so that an object stays itself, with ``share`` of the channel's own spread. Slots
-        that hold still under this can be followed by a model whose features differ.
-        """
-        if not share:
-            return features
-        width = features.shape[-1]
-        generator = torch.Generator().manual_seed(self.seed + 1)
-        drawn = torch.randn(self.size, width, width, generator=generator) * width**-0.5
-        mixture = drawn[self.first : self.first + len(self.clips)].to(features)
-        spread, mean = torch.std_mean(features, dim=(1, 2), keepdim=True)
-        standard = (features - mean) / (spread + 1e-6)
-        return features + share * spread * (standard @ mixture[:, None])
 
     def micro_batches(self, n: int) -> list[Self]:
         """Parts of equal size, in order."""
@@ -216,10 +199,9 @@ class Frames:
     @property
     def identity(self) -> dict[str, Any]:
         """What tells these videos from others: their names, and what they hold."""
-        names = getattr(self.clips, "ids", None) or [clip.id for clip in self.clips]
         identity = {
             "videos": len(self),
-            "ids": digest(list(names)),
+            "ids": digest(list(ids_of(self.clips))),
             "content": digest([content(self.clips, i) for i in range(len(self))]),
         }
         if self.preprocessing is not None:

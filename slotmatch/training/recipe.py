@@ -49,7 +49,6 @@ class TrainConfig:
     attention_until: float = 0.0  # share of the steps over which that weight fades; 0: it stays
     patch_fraction: float = 1.0  # share of the patches decoded in a step, drawn anew in each
     flip_probability: float = 0.0  # of mirroring a clip; only with videos
-    feature_mixing: float = 0.0  # ours: how far a clip is seen as if by other eyes (`Batch.mixed`)
     seed: int = 0
     mixed_precision: Precision = "no"
     accumulate: int = 1  # micro-batches, one after another: less memory, the same gradient
@@ -67,7 +66,7 @@ class TrainConfig:
                 (AT_LEAST_1, ("steps", "batch_size", "clip_length", "accumulate", *every)),
                 (AT_LEAST_0, ("warmup_steps", "seed")),
                 (POSITIVE, ("learning_rate", "temperature", "grad_clip")),
-                (NOT_NEGATIVE, (*weights, "feature_mixing")),
+                (NOT_NEGATIVE, weights),
                 (SHARE, ("attention_until", "flip_probability")),
                 (FRACTION, ("patch_fraction", "decay")),
             ],

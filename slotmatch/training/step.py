@@ -76,8 +76,7 @@ def slotmatch_step(
         teacher_slots: Any = find_slots(teacher, batch.teacher_clips, batch) if teacher else None
 
     with autocast(batch.clips, config.mixed_precision):
-        seen = batch.mixed(features, config.feature_mixing)
-        slots, attention, _ = model.track(seen, batch.initial_state(model))
+        slots, attention, _ = model.track(features, batch.initial_state(model))
         decoded: Any = (
             model.decode(slots, patches=patches)[1] if weights["reconstruction"] else None
         )

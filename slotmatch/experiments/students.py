@@ -1,0 +1,162 @@
+"""Students of one data set: how one is trained, what settings were tried, and other seeds.
+
+``python -m slotmatch.experiments.students tried`` trains a student with each of the settings in
+`tried` and scores it on validation videos; ``... seeds`` runs ``03_distill`` with five seeds, or
+those named, and keeps their test scores. Both write the result files that ``03_distill`` shows.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from slotmatch import paths
+from slotmatch.backbones import weights_checksum
+from slotmatch.evaluation import constant_slots, evaluate, fidelity, follow, score_against
+from slotmatch.experiments.select import Experiment, read_features, select, training_clips
+from slotmatch.experiments.teachers import load_teacher
+from slotmatch.model import VideoSlotModel, save, start_from
+from slotmatch.reporting import report, results
+from slotmatch.training import TrainConfig, train
+from slotmatch.training.loop import Validate
+
+__all__ = ["seeds", "train_student", "tried", "try_all"]
+
+SEEDS = 5
+KEPT = ("video_fg_ari", "video_mbo", "slot_cosine", "slot_cosine_last", "same_slot_objects")
+"""Metrics of the other seeds' models."""
+COMMITTED = {task: paths.RESULTS / "student" / f"{task}.json" for task in ("tried", "seeds")}
+
+
+def train_student(
+    experiment: Experiment,
+    config: TrainConfig,
+    teacher: VideoSlotModel,
+    file: Path,
+    *,
+    validate: Validate | None = None,
+) -> tuple[VideoSlotModel, pd.DataFrame]:
+    """A student of its own weights and its teacher's initial slots, and the log of its training.
+
+    That resumes; the student's weights go to ``file``.
+    """
+    student = VideoSlotModel(experiment.models.student, seed=config.seed)
+    start_from(student, teacher)
+    guided = bool(config.match_weight)
+    log = train(
+        student,
+        training_clips(experiment, student),
+        config,
+        output=file.with_suffix(""),
+        teacher=teacher if guided else None,
+        teacher_clips=training_clips(experiment, teacher) if guided else None,
+        validate=validate,
+    )
+    save(student, file)
+    return student, log
+
+
+def tried(experiment: Experiment) -> dict[str, TrainConfig]:
+    """The settings that were compared on validation videos, the same number for each control.
+
+    Beta is tried at one learning rate, two learning rates for the chosen beta and each control.
+    """
+    own, rate = experiment.student, experiment.student.learning_rate
+    found = {
+        f"student, beta {beta:g}, learning rate {rate:g}": replace(own, match_weight=beta)
+        for beta in (3.0, 10.0)
+    }
+    for name, config in experiment.students.items():
+        beta = f", beta {own.match_weight:g}" if config.match_weight else ""
+        found |= {
+            f"{name}{beta}, learning rate {rate * share:g}": replace(
+                config, learning_rate=rate * share
+            )
+            for share in (0.5, 1)
+        }
+    return found
+
+
+def try_all(
+    experiment: Experiment, output: Path, configs: Mapping[str, TrainConfig]
+) -> dict[str, Any]:
+    """Train a student in each way; the content of a result file on validation videos."""
+    started = time.monotonic()
+    teacher, origin = load_teacher(experiment)
+    clips = experiment.open("validation")
+    theirs = follow(teacher, clips, read_features(experiment, "validation", teacher))
+    constant = constant_slots(theirs)
+    features = read_features(experiment, "validation", VideoSlotModel(experiment.models.student))
+    models = {}
+    for name, config in configs.items():
+        student, log = train_student(
+            experiment,
+            config,
+            teacher,
+            output / f"{name}.safetensors",
+            validate=score_against(theirs, clips, features),
+        )
+        own = follow(student, clips, features)
+        validated = log.filter(like="validation_").dropna()
+        models[name] = {
+            "metrics": evaluate(student, clips, features=features)
+            | fidelity(own, theirs, clips, constant=constant),
+            "training": config,
+            "validated": {"step": log.step[validated.index].tolist()} | validated.to_dict("list"),
+        }
+    return results.run_results(
+        config={
+            "model": experiment.models.student,
+            "videos": experiment.n_videos["train"],
+            "teacher": {"origin": origin, "weights": weights_checksum(teacher)},
+        },
+        seeds=[experiment.student.seed],
+        dataset=experiment.dataset,
+        split="validation",
+        ids=[clip.id for clip in clips],
+        models=models,
+        started=started,
+    )
+
+
+def seeds(output: Path, numbers: Sequence[int]) -> dict[str, Any]:
+    """Run ``03_distill`` with each seed; what is kept of its result files."""
+    runs = {}
+    for seed in numbers:
+        folder = output / f"seed{seed}"
+        source, executed = paths.NOTEBOOKS / "03_distill.ipynb", folder / "03_distill.ipynb"
+        report.run_notebook(source, executed, {"seed": seed, "output": "run"})
+        runs[str(seed)] = _kept(results.read_results(folder / "run" / "results.json"))
+    return {"runs": runs}
+
+
+def _kept(found: Mapping[str, Any]) -> dict[str, Any]:
+    models = {
+        name: {"metrics": {key: own["metrics"][key] for key in KEPT if key in own["metrics"]}}
+        for name, own in found["models"].items()
+    }
+    return {"seeds": found["seeds"], "data": found["data"], "models": models}
+
+
+if __name__ == "__main__":
+    task, *names = sys.argv[1:]
+    folder = paths.BUILD / "students"
+    if task == "tried":
+        experiment = select("mini", "minimovi_a")
+        configs = tried(experiment)
+        chosen = {name: configs[name] for name in names or configs}
+        results.write_results(COMMITTED[task], try_all(experiment, folder, chosen))
+    elif task == "seeds":
+        numbers = [int(name) for name in names] or range(SEEDS)
+        if len(numbers) < 2:
+            raise SystemExit("give two seeds or more: one says nothing of the luck of training")
+        content = seeds(folder, numbers)
+        with paths.atomic(COMMITTED[task]) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n")
+    else:
+        raise SystemExit(f"{task!r} is neither tried nor seeds")
