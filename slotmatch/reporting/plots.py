@@ -35,6 +35,7 @@ METHOD_COLORS: Mapping[str, str] = MappingProxyType(
         "teacher": "#0072B2",
         "student": "#D55E00",
         "no_term": "#CC79A7",
+        "teacher_recipe": "#E69F00",
         "k-means": "#009E73",
         "block grid": "#8C8C8C",
         "oracle": "#000000",
@@ -251,14 +252,14 @@ def training_curves(
     missing = [name for name in [x, *columns] if name not in log.columns]
     if missing:
         raise ValueError(f"no column {missing} in the log; it has {list(log.columns)}")
-    ax = _axes(ax, figsize=(5, 3))
-    for name in columns:
+    ax = _axes(ax, figsize=(6.5, 3))
+    for name, color in zip(columns, _method_colors(columns), strict=True):
         entries = log[[x, name]].dropna()
-        sparse = len(entries) < len(log)
-        ax.plot(entries[x], entries[name], label=name, marker="o" if sparse else "", markersize=4)
+        marker = "o" if len(entries) < len(log) else ""
+        ax.plot(entries[x], entries[name], label=name, color=color, marker=marker, markersize=4)
     ax.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log_scale else "linear")
     if len(columns) > 1:
-        ax.legend()
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1))  # never on a line
     return _despined(ax)
 
 
