@@ -180,7 +180,11 @@ def test_lighter_students_are_trained_when_told_to(run_notebook: Callable[..., R
     assert results["config"]["parameters"]["train"] is True
     recipes = results["config"]["recipes"]
     assert [recipes[name]["training"]["steps"] for name in ("student", *LIGHTER)] == [3, 3, 3]
-    assert all("decoder" not in recipes[name]["starts from the teacher's"] for name in LIGHTER)
+    student = recipes["student"]
+    assert all(recipes[name]["training"] == student["training"] for name in LIGHTER)
+    widths = [recipes[name]["model"].pop("decoder_hidden") for name in ("student", *LIGHTER)]
+    assert widths == [128, 64, 32]
+    assert all(recipes[name]["model"] == student["model"] for name in LIGHTER)
     costs = pd.DataFrame(entries).T[["parameters", "gflop"]].astype(float)
     assert (costs.diff().dropna() < 0).all(axis=None), "each costs less than the one before"
     for entry in entries.values():
