@@ -75,6 +75,14 @@ def test_each_run_says_what_it_was(book: Book) -> None:
 
 
 @pytest.mark.slow
+def test_student_and_control_differ_in_the_slotmatch_term_alone(book: Book) -> None:
+    training = book.results("03_distill")["config"]["training"]
+    student, control = (training[name] for name in ("student", "no_term"))
+    assert {key for key in student if student[key] != control[key]} == {"match_weight"}
+    assert control["match_weight"] == 0
+
+
+@pytest.mark.slow
 def test_fidelity_stands_beside_every_score(book: Book) -> None:
     found = book.results("03_distill")
     for name in ("student", "no_term", "teacher_recipe"):

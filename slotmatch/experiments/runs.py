@@ -89,8 +89,8 @@ def run(
             start_from(model, teacher)
         clips = training_clips(experiment, model)
         features = read_features(experiment, "validation", model)
-        if teacher is not None and not experiment.from_frames:
-            guide_clips = training_clips(experiment, teacher)
+        if teacher is not None:
+            guide_clips = read_features(experiment, "train", teacher)
     if decoded and isinstance(clips, Frames):
         clips = replace(clips, clips=DecodedClips(clips.clips, experiment.dataset))
     tell(f"{role} on {len(clips)} videos of {experiment.dataset}, preset {experiment.name}")

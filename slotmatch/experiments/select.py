@@ -86,13 +86,14 @@ class Experiment:
         what the teacher itself was trained with: the attention term, where the preset has one.
         """
         alone = replace(self.student, match_weight=0.0)
-        own = replace(
-            alone,
-            attention_weight=self.teacher.attention_weight,
-            attention_until=self.teacher.attention_until,
-        )
-        found = {"student": self.student, "no_term": alone, "teacher_recipe": own}
-        return found if own != alone else {name: found[name] for name in ("student", "no_term")}
+        found = {"student": self.student, "no_term": alone}
+        if self.teacher.attention_weight:
+            found["teacher_recipe"] = replace(
+                alone,
+                attention_weight=self.teacher.attention_weight,
+                attention_until=self.teacher.attention_until,
+            )
+        return found
 
     def open(self, split: str, *, progress: bool | None = None) -> Sequence[Clip]:
         """The clips of a split, as many as the experiment takes.

@@ -54,7 +54,7 @@ def train_student(
         config,
         output=file.with_suffix(""),
         teacher=teacher if guided else None,
-        teacher_clips=training_clips(experiment, teacher) if guided else None,
+        teacher_clips=read_features(experiment, "train", teacher) if guided else None,
         validate=validate,
     )
     save(student, file)

@@ -213,7 +213,7 @@ def difference(results: Mapping[str, Any], first: str, second: str, metric: str)
     scores = [results["models"][name]["metrics"][metric] for name in (first, second)]
     values = 100 * np.array(scores, float)  # None, a skipped video in a file, becomes nan
     found = stats.paired_difference(*values[:, ~np.isnan(values).any(axis=0)])
-    return f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
+    return _signed(found)
 
 
 def seeds_difference(
@@ -230,7 +230,7 @@ def seeds_difference(
     )
     values = 100 * (scores[0] - scores[1])
     found = stats.crossed_interval(values[:, ~np.isnan(values).any(axis=0)])
-    return f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
+    return _signed(found)
 
 
 def intervals(results: Mapping[str, Any], metric: str) -> dict[str, tuple[float, float, float]]:
@@ -304,6 +304,10 @@ def _interval(metric: str, values: Iterable[float | None]) -> tuple[float, float
     own = stats.mean_interval(scored)
     scale = 100 if metric in PERCENTAGES else 1
     return scale * float(own.mean), scale * float(own.low), scale * float(own.high)
+
+
+def _signed(found: stats.Interval) -> str:
+    return f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
 
 
 def _version(package: str) -> str | None:

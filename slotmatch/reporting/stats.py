@@ -75,8 +75,7 @@ def mean_interval(
             confidence outside 0 to 1 or no resamples.
     """
     array = _checked(values, "values")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, got {confidence}; usual is 0.95")
+    _check_confidence(confidence)
     if n_resamples < 1:
         raise ValueError(f"n_resamples must be at least 1, got {n_resamples}; usual is 9999")
     if len(array) == 1:
@@ -146,8 +145,7 @@ def crossed_interval(
             "values must be finite and (seeds, videos) with 2 or more of each, "
             f"got shape {array.shape}"
         )
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, got {confidence}; usual is 0.95")
+    _check_confidence(confidence)
     m, n = array.shape
     mean = array.mean()
     of_seeds, of_videos = array.mean(1, keepdims=True) - mean, array.mean(0) - mean
@@ -193,6 +191,11 @@ def equivalence(a: Values, b: Values, margin: float, *, alpha: float = 0.05) -> 
     room = margin - abs(mean)  # to the nearer end of the margin: the test that decides
     p_value = float(stdtr(n - 1, -room / error)) if error else float(room <= 0)
     return Equivalence(Interval(mean, mean - half, mean + half), margin, p_value, p_value < alpha)
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence}; usual is 0.95")
 
 
 def _differences(a: Values, b: Values) -> NDArray[np.float64]:
