@@ -18,6 +18,7 @@ from slotmatch.experiments import (
     read_teacher,
     released_path,
     select,
+    students,
     teacher_path,
     training_clips,
 )
@@ -129,6 +130,30 @@ def test_as_many_settings_are_tried_for_each_control_as_for_the_student() -> Non
         assert sorted(rates) == [1e-3, 2e-3], name
     assert {config.match_weight for config in found.values()} == {0.0, 3.0, 10.0}
     assert len(found) == len({str(config) for config in found.values()}) == 7
+
+
+def test_at_paper_scale_teacher_and_student_share_the_frames_they_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    given = {}
+
+    def fake_train(model, clips, config, **kwargs):
+        given.update(kwargs, clips=clips)
+
+    monkeypatch.setattr(students, "train", fake_train)
+    monkeypatch.setattr(data, "open", lambda *_, **__: [])
+    experiment = select("paper", "movi_e")
+    small = tiny(decoder_layers=3, n_heads=4, n_slots=5)
+    experiment = replace(
+        experiment, models=replace(experiment.models, teacher=small, student=small)
+    )
+    teacher = VideoSlotModel(small)
+    file = tmp_path / "student.safetensors"
+    students.train_student(experiment, experiment.student, teacher, file)
+    assert isinstance(given["clips"], Frames)
+    assert given["teacher"] is teacher
+    assert given["teacher_clips"] is None, "the same clips, not another reading of them"
+    assert load(file).config == small
 
 
 @pytest.mark.slow
