@@ -236,8 +236,10 @@ def select(
                 replace(config, learning_rate=8e-4, flip_probability=0.0)
                 for config in (teacher, student)
             )
-    if preset == "smoke":
-        teacher, student = (_shortened(config, 8) for config in (teacher, student))
+    if preset == "smoke":  # for videos of any length, and for several processes
+        teacher, student = (
+            replace(_shortened(config, 8), doublings=()) for config in (teacher, student)
+        )
     if backbone != "embedded":
         models = replace(
             models,
