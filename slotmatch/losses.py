@@ -94,7 +94,9 @@ def slot_match(
     Equation ``eq-match`` of the book. ``"index"`` pairs slots of equal index, which presumes
     that the student starts from the teacher's initial slots or learns their order;
     ``"hungarian"`` pairs them anew for each clip (``match_slots``), so that the order of the
-    teacher's slots does not matter. Lengths of slots are free. No gradient reaches the teacher.
+    teacher's slots does not matter, ``"hungarian_per_frame"`` for each frame, so that slots may
+    change objects; ``"shifted"`` pairs each with the next, which is wrong on purpose. Lengths of
+    slots are free. No gradient reaches the teacher.
 
     Raises:
         ValueError: the shapes differ or are of another rank, not floating-point, or an unknown
@@ -108,6 +110,11 @@ def slot_match(
     teacher = teacher.detach().to(student.dtype)
     if correspondence == "hungarian":
         teacher = reorder_slots(teacher, match_slots(student, teacher))
+    elif correspondence == "hungarian_per_frame":
+        student, teacher = student.flatten(0, 1), teacher.flatten(0, 1)
+        teacher = reorder_slots(teacher, match_slots(student, teacher))
+    elif correspondence == "shifted":
+        teacher = teacher.roll(-1, dims=2)
     return 1 - F.cosine_similarity(student, teacher, dim=-1).mean()
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "NOT_NEGATIVE",
     "POSITIVE",
     "SHARE",
+    "Added",
     "Axis",
     "Correspondence",
     "Disturbance",
@@ -45,8 +46,19 @@ Size = Literal["smoke", "mini", "paper"]
 Split = Literal["train", "validation", "test"]
 Masks = Literal["decoder", "attention"]
 """Whose masks segment a video: the decoder's, as the paper has it, or slot attention's."""
-Correspondence = Literal["index", "hungarian"]
-"""Which teacher slot a student slot answers to."""
+Correspondence = Literal["index", "hungarian", "hungarian_per_frame", "shifted"]
+"""Which teacher slot a student slot answers to; ``"shifted"``, the next one, is a wrong answer."""
+Added = Literal[
+    "slot_error",
+    "slot_lengths",
+    "attention_masks",
+    "decoder_masks",
+    "features",
+    "reconstructions",
+    "relations",
+    "relations_over_time",
+]
+"""Losses that distil beside the cosine of slots, or in its place."""
 Disturbance = Literal["noise", "brightness", "half_size", "shift"]
 """What may happen to frames without a viewer noticing."""
 Axis = Literal["earlier", "later", "symmetric"]

@@ -209,7 +209,7 @@ def test_slot_match_moves_the_student_and_never_the_teacher(correspondence: str)
     [
         ((1, 2, 3, 4), (1, 2, 4, 4), "index", r"got \(1, 2, 3, 4\) and \(1, 2, 4, 4\)"),
         ((2, 3, 4), (2, 3, 4), "index", r"expected slots \(B,T,K,D\), got \(2, 3, 4\)"),
-        ((1, 2, 3, 4), (1, 2, 3, 4), "greedy", r"'hungarian'\), got 'greedy'"),
+        ((1, 2, 3, 4), (1, 2, 3, 4), "greedy", r"'shifted'\), got 'greedy'"),
     ],
 )
 def test_slot_match_names_what_does_not_fit(

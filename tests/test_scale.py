@@ -26,7 +26,8 @@ from slotmatch.training import Frames, TrainConfig, estimates, train
 from slotmatch.training.checkpoint import CHECKPOINT
 from slotmatch.training.loading import Batch, FeatureClips, batches, draw
 from slotmatch.training.loop import LOG
-from slotmatch.training.step import Student, slotmatch_step
+from slotmatch.training.step import slotmatch_step
+from slotmatch.training.student import Student
 
 CPU = torch.device("cpu")
 TINY = tiny("embedded", 32, n_slots=3)

@@ -134,7 +134,7 @@ def test_loss_is_the_sum_worked_out_by_hand(tmp_path):
     said = first.forward_features(target)
     wanted = teacher.forward_features(target, decode=False).slots.detach()
     head = torch.load(tmp_path / CHECKPOINT, weights_only=True)["weights"]
-    by_head = said.slots @ head["head.weight"].T + head["head.bias"]
+    by_head = said.slots @ head["heads.attention.weight"].T + head["heads.attention.bias"]
     by_attention = torch.einsum("btkp,btkf->btpf", said.attention, by_head)
     unit = F.normalize(said.slots, dim=-1)
     cosines = torch.einsum("btkd,ctjd->tbkcj", unit[:, :-1], unit[:, 1:]).reshape(2, 15, 15)

@@ -39,15 +39,17 @@ def train_student(
     teacher: VideoSlotModel,
     file: Path,
     *,
+    inherits: Sequence[str] = ("initial_slots",),
     validate: Validate | None = None,
 ) -> tuple[VideoSlotModel, pd.DataFrame]:
-    """A student of its own weights and its teacher's initial slots, and the log of its training.
+    """A student with its own weights but for what it inherits, and the log of its training.
 
-    That resumes; the student's weights go to ``file``.
+    That resumes; the student's weights go to ``file``. ``inherits`` are parts of its teacher that
+    it starts from (`slotmatch.model.start_from`).
     """
     student = VideoSlotModel(experiment.models.student, seed=config.seed)
-    start_from(student, teacher)
-    guided = bool(config.match_weight)
+    start_from(student, teacher, parts=inherits)
+    guided = config.distils
     log = train(
         student,
         training_clips(experiment, student),

@@ -20,7 +20,7 @@ FLOORS = (
     ("__main__",),
     ("experiments", "sharing", "browser"),
     ("training", "reporting"),
-    ("evaluation", "segmentation", "profiling"),
+    ("evaluation", "segmentation", "profiling", "distillation"),
     ("model",),
     ("backbones", "losses", "metrics"),
     ("data", "tensors", "contingency", "palette"),

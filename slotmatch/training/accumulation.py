@@ -19,13 +19,13 @@ from slotmatch.training.loading import Batch
 from slotmatch.training.recipe import TrainConfig, term_weights
 from slotmatch.training.step import (
     StepOutput,
-    Student,
     autocast,
     encode,
     find_slots,
     slotmatch_step,
     weighted_sum,
 )
+from slotmatch.training.student import Student
 
 __all__ = ["accumulated_step"]
 

@@ -17,7 +17,8 @@ from slotmatch.model import ModelConfig
 from slotmatch.profiling import count_flops, count_parameters, now, without_memory
 from slotmatch.training.loading import Batch
 from slotmatch.training.recipe import TrainConfig
-from slotmatch.training.step import Student, slotmatch_step
+from slotmatch.training.step import slotmatch_step
+from slotmatch.training.student import Student
 
 __all__ = [
     "Estimate",
@@ -111,7 +112,7 @@ def estimate(
         n_processes: that share the batch.
         speed: FLOP a second of a matrix product; None: measured here, in about a second.
     """
-    guides = [teacher] if teacher is not None and config.match_weight else []
+    guides = [teacher] if teacher is not None and config.distils else []
     frames = config.batch_size * config.clip_length
     clips_at_once = config.batch_size // n_processes // config.accumulate
     frames_at_once = clips_at_once * config.clip_length
@@ -148,13 +149,13 @@ def activation_bytes(model: ModelConfig, config: TrainConfig, n_clips: int) -> i
     # Pairing slots anew needs their values; in memory it costs nothing.
     config = replace(config, correspondence="index")
     built = without_memory(without_backbone(model))
-    student = Student(built, config).to("meta")
+    teacher = built if config.distils else None  # its slots have the same shape
+    student = Student(built, config, teacher).to("meta")
     shape = (n_clips, config.clip_length, model.n_patches, model.feature_dim)
     features = torch.empty(shape, device="meta")
     n_decoded = max(1, round(config.patch_fraction * model.n_patches))
     patches = torch.arange(n_decoded, device="meta") if n_decoded < model.n_patches else None
     batch = Batch(0, features, features, patches, config.seed, first=0, size=n_clips)
-    teacher = built if config.match_weight else None  # its slots have the same shape
     return stored_bytes(
         student,
         features,

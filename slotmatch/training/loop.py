@@ -32,7 +32,8 @@ from slotmatch.training.accumulation import accumulated_step
 from slotmatch.training.loading import Batch, FeatureClips, Source, Videos, batches, source
 from slotmatch.training.processes import accelerator, average
 from slotmatch.training.recipe import TERMS, TrainConfig, learning_rate_factor
-from slotmatch.training.step import StepOutput, Student
+from slotmatch.training.step import StepOutput
+from slotmatch.training.student import Student
 
 __all__ = ["LOG", "LOG_COLUMNS", "Validate", "train"]
 
@@ -85,8 +86,8 @@ def train(
             or as the preprocessing of a ``loading.Frames`` says.
         config: everything else.
         output: the run's folder.
-        teacher: for the match term. It sees the same frames, in evaluation mode and without its
-            decoder, and never changes. Not run if ``match_weight`` is 0.
+        teacher: for the terms that distil. It sees the same frames, in evaluation mode, and without
+            its decoder if no term looks at that; it never changes.
         teacher_clips: the teacher's features of the same N videos in the same order, or these
             videos. Left out if teacher and student read the same.
         validate: called with the model every ``validate_every`` steps and after the last, by the
@@ -158,7 +159,7 @@ class _Run:
         self.sources = [source(clips)]
         self.sources[0].check("clips", model, config)
         self.teacher = None
-        if config.match_weight:
+        if config.distils:
             self.teacher, teachers = _checked_teacher(
                 model, self.sources[0], config, teacher, teacher_clips
             )
@@ -166,7 +167,8 @@ class _Run:
                 self.sources.append(teachers)
         self.accelerator = accelerator(config)
         self.identity = self._identity()
-        self.student = Student(model, config).to(self.accelerator.device).train()
+        self.terms_in_log = (*TERMS, *config.added)
+        self.student = Student(model, config, self.teacher).to(self.accelerator.device).train()
         if self.teacher is not None:
             self.teacher.to(self.accelerator.device).eval()
         self.trainable = [p for p in self.student.parameters() if p.requires_grad]
@@ -175,7 +177,9 @@ class _Run:
         )
         # The first step that failed and what it gave: on the device, where nobody waits for it.
         self.failed = torch.zeros((), dtype=torch.long, device=self.accelerator.device)
-        self.failed_numbers = torch.zeros(len(TERMS) + 2, device=self.accelerator.device)
+        self.failed_numbers = torch.zeros(
+            len(self.terms_in_log) + 2, device=self.accelerator.device
+        )
 
     def batches(self, first: int, workers: int | None) -> Iterable[Batch]:
         """This process's batch of each step from ``first`` on."""
@@ -203,7 +207,7 @@ class _Run:
         except ValueError as error:  # shapes were checked: only numbers can be wrong by now
             raise self._not_finite(batch.step + 1, str(error)) from error
         absent = torch.zeros_like(output.loss)
-        terms = [output.terms.get(name, absent) for name in TERMS]
+        terms = [output.terms.get(name, absent) for name in self.terms_in_log]
         numbers = torch.stack([output.loss, *terms])
         numbers = average(numbers, self.trainable, self.accelerator)
         limit = math.inf if config.grad_clip is None else config.grad_clip
@@ -221,8 +225,8 @@ class _Run:
             RuntimeError: this step or one before it gave a number that is not finite. The weights
                 are those before that step.
         """
-        names = ("loss", *TERMS, "grad_norm")
-        left_out = {*TERMS} - {*self.terms}
+        names = ("loss", *self.terms_in_log, "grad_norm")
+        left_out = {*self.terms_in_log} - {*self.terms}
         if failed := int(self.failed):
             values = zip(names, self.failed_numbers.tolist(), strict=True)
             found = ", ".join(f"{name} {v:g}" for name, v in values if name not in left_out)
@@ -310,7 +314,10 @@ def _checked_teacher(
 ) -> tuple[VideoSlotModel, Source]:
     """The teacher and where it reads, once it is known to fit the student and its clips."""
     if teacher is None:
-        raise ValueError(f"match_weight {config.match_weight} needs a teacher: pass teacher=")
+        added = "".join(f", added {name} {weight}" for name, weight in config.added.items())
+        raise ValueError(
+            f"match_weight {config.match_weight}{added} needs a teacher: pass teacher="
+        )
     for name in ("n_slots", "slot_dim"):
         own, wanted = getattr(model.config, name), getattr(teacher.config, name)
         if own != wanted:

@@ -1,6 +1,7 @@
 """How a model is trained: every setting, and what follows from them in each step."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from slotmatch.settings import (
     AT_LEAST_0,
@@ -9,15 +10,17 @@ from slotmatch.settings import (
     NOT_NEGATIVE,
     POSITIVE,
     SHARE,
+    Added,
     Correspondence,
     Precision,
     check,
+    check_choice,
 )
 
 __all__ = ["TERMS", "TrainConfig", "learning_rate_factor", "term_weights"]
 
 TERMS = ("reconstruction", "contrast", "match", "attention")
-"""Of the loss, in the order of the log."""
+"""Of the loss, in the order of the log, which has those of ``TrainConfig.added`` at its end."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class TrainConfig:
     correspondence: Correspondence = "index"  # which teacher slot a student slot answers to
     attention_weight: float = 0.0  # ours: slot attention's masks have to explain the features too
     attention_until: float = 0.0  # share of the steps over which that weight fades; 0: it stays
+    # Weights of further losses that distil, which the paper's method has none of: training.added.
+    added: Mapping[Added, float] = field(default_factory=dict)
     patch_fraction: float = 1.0  # share of the patches decoded in a step, drawn anew in each
     flip_probability: float = 0.0  # of mirroring a clip; only with videos
     seed: int = 0
@@ -71,6 +76,10 @@ class TrainConfig:
                 (FRACTION, ("patch_fraction", "decay")),
             ],
         )
+        for name, weight in self.added.items():
+            check_choice("an added loss", name, Added)
+            if not POSITIVE.holds(weight):
+                raise ValueError(f"added {name} must be {POSITIVE.what}, got {weight!r}")
         if list(self.doublings) != sorted({share for share in self.doublings if 0 < share < 1}):
             raise ValueError(
                 f"doublings must be shares of the steps between 0 and 1, in order: {self.doublings}"
@@ -85,7 +94,7 @@ class TrainConfig:
                 f"warmup_steps {self.warmup_steps} must be less than steps {self.steps}, or the "
                 f"learning rate never arrives: try warmup_steps={self.steps // 10}"
             )
-        if not any(getattr(self, weight) for weight in weights):
+        if not (any(getattr(self, weight) for weight in weights) or self.added):
             raise ValueError(f"there is nothing to learn: {', '.join(weights)} are all 0")
         if self.contrast_weight and self.clip_length < 2:
             raise ValueError(
@@ -97,6 +106,11 @@ class TrainConfig:
         """Number of clips, and their length, in a step counted from 0: as many frames in each."""
         n = sum(step >= share * self.steps for share in self.doublings)
         return self.batch_size >> n, self.clip_length << n
+
+    @property
+    def distils(self) -> bool:
+        """Whether a term of the loss looks at a teacher."""
+        return bool(self.match_weight or self.added)
 
     @property
     def fewest(self) -> int:
@@ -123,6 +137,7 @@ def learning_rate_factor(step: int, *, warmup_steps: int, steps: int, decay: flo
 def term_weights(config: TrainConfig, step: int) -> dict[str, float]:
     """Weight of each term of the loss in a step, counted from 0."""
     weights = {term: float(getattr(config, f"{term}_weight")) for term in TERMS}
+    weights |= {str(name): weight for name, weight in config.added.items()}
     if config.attention_until:
         weights["attention"] *= max(0.0, 1 - step / (config.attention_until * config.steps))
     return weights

@@ -1,7 +1,8 @@
 """One training step of SlotMatch, on one screen: `slotmatch_step`.
 
 A new term is one line there, one pure function in ``slotmatch.losses`` and one name in
-``recipe.TERMS``.
+``recipe.TERMS``; a loss that could be added to the paper's is one line in
+`slotmatch.training.added`.
 
 Shapes: B clips, T frames, K slots, D slot width, P patches, F feature width.
 """
@@ -9,18 +10,21 @@ Shapes: B clips, T frames, K slots, D slot width, P patches, F feature width.
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from slotmatch.losses import feature_reconstruction, full_precision, slot_contrast, slot_match
 from slotmatch.model import VideoSlotModel
 from slotmatch.settings import Precision
+from slotmatch.training.added import ADDED, DECODED
 from slotmatch.training.loading import Batch
 from slotmatch.training.recipe import TrainConfig, term_weights
+from slotmatch.training.student import Student, View
 
-__all__ = ["StepOutput", "Student", "encode", "find_slots", "slotmatch_step", "weighted_sum"]
+__all__ = ["StepOutput", "encode", "find_slots", "slotmatch_step", "weighted_sum"]
 
 
 @dataclass(frozen=True)
@@ -35,23 +39,6 @@ class StepOutput:
     terms: Mapping[str, Tensor]
     slots: Tensor
     attention: Tensor
-
-
-class Student(nn.Module):
-    """The model that trains, and the head of the attention term, which is thrown away afterwards.
-
-    A teacher to be trains in the same way, with no teacher of its own.
-    """
-
-    def __init__(self, model: VideoSlotModel, config: TrainConfig) -> None:
-        super().__init__()
-        self.model = model
-        self.head: nn.Module = nn.Identity()
-        if config.attention_weight:
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(config.seed)
-                self.head = nn.Linear(model.config.slot_dim, model.config.feature_dim)
-            self.head.to(model.decoder.positions)
 
 
 def slotmatch_step(
@@ -69,32 +56,34 @@ def slotmatch_step(
     where its negatives lie beyond this batch (`slotmatch.training.accumulation`). The attention
     term is ours. A term of weight 0 is left out.
     """
-    model, patches, weights = student.model, batch.patches, term_weights(config, batch.step)
+    model, weights = student.model, term_weights(config, batch.step)
+    compares = bool(DECODED & config.added.keys())  # what both decode
 
     with torch.no_grad(), autocast(batch.clips, config.mixed_precision):
         features = encode(model, batch.clips)
-        teacher_slots: Any = find_slots(teacher, batch.teacher_clips, batch) if teacher else None
+        theirs: Any = None
+        if teacher is not None:
+            theirs = see(teacher, encode(teacher, batch.teacher_clips), batch, decode=compares)
 
     with autocast(batch.clips, config.mixed_precision):
-        slots, attention, _ = model.track(features, batch.initial_state(model))
-        decoded: Any = (
-            model.decode(slots, patches=patches)[1] if weights["reconstruction"] else None
-        )
-        explained: Any = attention.mT @ student.head(slots) if weights["attention"] else None
-    target = features if patches is None else features[:, :, patches]
+        own = see(model, features, batch, decode=compares or bool(weights["reconstruction"]))
+    target = features if batch.patches is None else features[:, :, batch.patches]
 
     terms: dict[str, Callable[[], Tensor]] = {
-        "reconstruction": lambda: feature_reconstruction(decoded, target),
-        "contrast": lambda: slot_contrast(slots, temperature=config.temperature),
-        "match": lambda: slot_match(slots, teacher_slots, correspondence=config.correspondence),
-        "attention": lambda: feature_reconstruction(explained, features),
+        "reconstruction": lambda: feature_reconstruction(own.reconstruction, target),
+        "contrast": lambda: slot_contrast(own.slots, temperature=config.temperature),
+        "match": lambda: slot_match(own.slots, theirs.slots, correspondence=config.correspondence),
+        "attention": lambda: feature_reconstruction(
+            full_precision(own.attention).mT @ student.project("attention", own.slots), features
+        ),
     }
+    terms |= {name: partial(ADDED[name], student, own, theirs) for name in config.added}
     if slot_gradient is not None:
-        terms["contrast"] = lambda: (full_precision(slots) * slot_gradient).sum()
+        terms["contrast"] = lambda: (full_precision(own.slots) * slot_gradient).sum()
     values = {name: term() for name, term in terms.items() if weights[name]}
     loss = weighted_sum(values, weights)
     backward(loss)
-    return StepOutput(loss.detach(), detached(values), slots.detach(), attention.detach())
+    return StepOutput(loss.detach(), detached(values), own.slots.detach(), own.attention.detach())
 
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
@@ -111,10 +100,16 @@ def encode(model: VideoSlotModel, clips: Tensor) -> Tensor:
     return model.backbone.encode(clips)
 
 
+def see(model: VideoSlotModel, features: Tensor, batch: Batch, *, decode: bool) -> View:
+    """What a model makes of features (B,T,P,F), from the batch's initial slots."""
+    slots, attention, _ = model.track(features, batch.initial_state(model))
+    decoded = model.decode(slots, patches=batch.patches) if decode else (None, None)
+    return View(features, slots, attention, *decoded)
+
+
 def find_slots(model: VideoSlotModel, clips: Tensor, batch: Batch) -> Tensor:
-    """The slots (B,T,K,D) of a model, from the batch's initial ones, without decoding any."""
-    slots, _, _ = model.track(encode(model, clips), batch.initial_state(model))
-    return full_precision(slots)
+    """The slots (B,T,K,D) of a model, without decoding any."""
+    return full_precision(see(model, encode(model, clips), batch, decode=False).slots)
 
 
 def autocast(like: Tensor, precision: Precision) -> AbstractContextManager[Any]:

@@ -1,0 +1,116 @@
+"""The study: students that differ in one thing each, a line a condition.
+
+All start from their own weights and their teacher's initial slots, see the same clips in the same
+order, and train for ``STEPS`` steps with the settings of ``mini``'s student. A method that has a
+weight or a rate to choose is tried at three, with one seed, and the one with the best FG-ARI on
+validation videos stands for it; SlotMatch itself is chosen in the same way.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+from slotmatch.experiments.select import Experiment, select
+from slotmatch.model import INHERITABLE, ModelConfig
+from slotmatch.settings import Added, Size, choices
+from slotmatch.training import TrainConfig
+
+__all__ = ["METHODS", "STEPS", "Condition", "candidates", "planned"]
+
+STEPS = 1500
+"""Half of ``mini``'s: more runs, and so more seeds, before longer ones."""
+ALIKE = MappingProxyType(
+    {
+        "slot_error": 2.0,
+        "slot_lengths": 10.0,
+        "attention_masks": 2.0,
+        "decoder_masks": 2.0,
+        "features": 1.0,
+        "reconstructions": 1.0,
+        "relations": 1.0,
+        "relations_over_time": 1.0,
+    }
+)
+"""Weights at which an added loss, or its gradient, starts about as large as the SlotMatch term's.
+
+But for lengths, which start right: there it is so at the end.
+"""
+SHARES = (0.3, 1.0, 3.0)
+"""Of these weights, which are tried."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way to train a student.
+
+    Attributes:
+        training: fields of the student's ``TrainConfig`` that differ from ``mini``'s.
+        inherits: parts of the teacher that it starts from.
+        model: fields of the student's ``ModelConfig`` that differ.
+    """
+
+    training: Mapping[str, Any] = field(default_factory=dict)
+    inherits: tuple[str, ...] = ("initial_slots",)
+    model: Mapping[str, Any] = field(default_factory=dict)
+
+
+def candidates() -> dict[str, dict[str, Condition]]:
+    """Every method of the study with the conditions among which validation videos choose."""
+    base = select("mini", "minimovi_a")
+    rate = base.student.learning_rate
+    recipe = {name: getattr(base.teacher, name) for name in ("attention_weight", "attention_until")}
+    alone = {"match_weight": 0.0}
+    teacher = base.models.teacher
+    eyes = {"backbone": teacher.backbone, "image_size": teacher.image_size}
+    everything = tuple(INHERITABLE)
+
+    def rates(training: Mapping[str, Any]) -> dict[str, Condition]:
+        tried = (rate * share for share in (0.25, 0.5, 1))
+        return {f"{own:g}": Condition({**training, "learning_rate": own}) for own in tried}
+
+    def weights(loss: str, training: Mapping[str, Any]) -> dict[str, Condition]:
+        tried = (ALIKE[loss] * share for share in SHARES)
+        return {f"{own:g}": Condition({**training, "added": {loss: own}}) for own in tried}
+
+    def betas(*tried: float) -> dict[str, Condition]:
+        return {f"{own:g}": Condition({"match_weight": own}) for own in tried}
+
+    def one(*arguments: Any) -> dict[str, Condition]:
+        return {"": Condition(*arguments)}
+
+    return {
+        "slotmatch": betas(1.0, 3.0, 10.0),
+        "no_term": rates(alone),
+        "teacher_recipe": rates({**alone, **recipe}),
+        **{f"beta_{name}": {name: own} for name, own in betas(0.3, 30.0).items()},
+        **{f"with_{loss}": weights(loss, {}) for loss in choices(Added)},
+        **{f"only_{loss}": weights(loss, alone) for loss in choices(Added)},
+        "no_contrast": one({"contrast_weight": 0.0}),
+        "half_contrast": one({"contrast_weight": base.student.contrast_weight / 2}),
+        "no_reconstruction": one({"reconstruction_weight": 0.0}),
+        "hungarian": one({"correspondence": "hungarian"}),
+        "hungarian_per_frame": one({"correspondence": "hungarian_per_frame"}),
+        "shifted": one({"correspondence": "shifted"}),
+        "own_start": one({}, ()),
+        "own_start_hungarian": one({"correspondence": "hungarian"}, ()),
+        "inherited": one({}, everything),
+        "inherited_no_term": one(alone, everything),
+        "teacher_eyes": one({}, ("initial_slots",), eyes),
+        "teacher_eyes_no_term": one(alone, ("initial_slots",), eyes),
+    }
+
+
+METHODS = tuple(candidates())
+"""Names of the methods, in the order of the tables."""
+
+
+def planned(
+    condition: Condition, dataset: str, seed: int = 0, *, preset: Size = "mini"
+) -> Experiment:
+    """The experiment whose student a condition trains; ``smoke`` only shows that it does."""
+    steps = STEPS if preset == "mini" else 0
+    experiment = select(preset, dataset, steps=steps, seed=seed)
+    student: TrainConfig = replace(experiment.student, **condition.training)
+    model: ModelConfig = replace(experiment.models.student, **condition.model)
+    return replace(experiment, student=student, models=replace(experiment.models, student=model))

@@ -1,0 +1,133 @@
+"""Losses that distil beside the cosine of slots: by hand, what they ignore, and in a training."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import normal, tiny
+from torch import Tensor
+from torch.testing import assert_close
+
+from slotmatch.distillation import (
+    mask_divergence,
+    slot_error,
+    slot_length_error,
+    slot_relations,
+    slot_relations_over_time,
+)
+from slotmatch.losses import slot_match
+from slotmatch.model import VideoSlotModel
+from slotmatch.settings import Added, choices
+from slotmatch.training import TrainConfig, train
+
+LOSSES = (slot_error, slot_length_error, slot_relations, slot_relations_over_time)
+
+
+def slots(*vectors: tuple[float, float], frames: int = 1) -> Tensor:
+    return torch.tensor(vectors, dtype=torch.float64).expand(1, frames, -1, -1)
+
+
+def test_each_by_hand() -> None:
+    student, teacher = slots((3, 0), (0, 1)), slots((0, 4), (0, 1))
+    assert slot_error(student, teacher).item() == pytest.approx((9 + 16) / 4)
+    assert slot_length_error(student, teacher).item() == pytest.approx((3 - 4) ** 2 / 2 / 2)
+    # The two are at right angles in the student and parallel in the teacher: 2 of 4 cosines differ.
+    assert slot_relations(student, teacher).item() == pytest.approx(2 / 4)
+    halves = torch.tensor([0.5, 0.5]).view(1, 1, 2, 1)
+    sure = torch.tensor([1.0, 0.0]).view(1, 1, 2, 1)
+    assert mask_divergence(halves, sure).item() == pytest.approx(math.log(2))
+
+
+def test_the_squared_error_splits_into_lengths_and_cosine() -> None:
+    """|s - t|^2 = (|s| - |t|)^2 + 2 |s| |t| (1 - cos), the mean of each over slots and width."""
+    student, teacher = normal(2, 3, 4, 8), normal(2, 3, 4, 8, seed=1)
+    lengths = student.norm(dim=-1) * teacher.norm(dim=-1)
+    angles = 2 * lengths * (1 - F.cosine_similarity(student, teacher, dim=-1)) / 8
+    whole = slot_length_error(student, teacher) + angles.mean()
+    assert_close(slot_error(student, teacher), whole)
+
+
+def test_relations_follow_from_cosine_and_not_the_other_way() -> None:
+    teacher = normal(2, 3, 4, 8)
+    longer = 2 * teacher
+    turned = teacher @ torch.linalg.qr(normal(8, 8, seed=2))[0]
+    for relations in (slot_relations, slot_relations_over_time):
+        assert relations(longer, teacher).item() == pytest.approx(0, abs=1e-12)
+        assert relations(turned, teacher).item() == pytest.approx(0, abs=1e-12)
+    assert slot_match(longer, teacher).item() == pytest.approx(0, abs=1e-12)
+    assert slot_match(turned, teacher).item() > 0.5
+
+
+def test_relations_over_time_see_slots_that_change_places() -> None:
+    teacher = normal(1, 1, 3, 8).expand(1, 2, 3, 8)
+    swapped = torch.stack([teacher[:, 0], teacher[:, 1, [1, 0, 2]]], dim=1)
+    assert slot_relations_over_time(swapped, teacher) > 0.1
+    frame_by_frame = torch.stack([teacher[:, 0], teacher[:, 1]], dim=1)
+    assert slot_relations_over_time(frame_by_frame, teacher).item() == pytest.approx(0)
+
+
+@pytest.mark.parametrize("loss", [*LOSSES, mask_divergence])
+def test_it_is_zero_and_flat_at_the_teacher_and_never_moves_it(loss) -> None:
+    teacher = normal(2, 3, 4, 8).softmax(-2).requires_grad_()
+    student = teacher.detach().clone().requires_grad_()
+    found = loss(student, teacher)
+    found.backward()
+    assert found.item() == pytest.approx(0, abs=1e-12)
+    if loss is not mask_divergence:  # its slope is along the sum over slots, which is one always
+        assert_close(student.grad, torch.zeros_like(student))
+    other = normal(2, 3, 4, 8, seed=1).softmax(-2).requires_grad_()
+    loss(other, teacher).backward()
+    assert teacher.grad is None
+    assert other.grad is not None
+    assert other.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("loss", [*LOSSES, mask_divergence])
+def test_gradients_are_right(loss) -> None:
+    student = normal(1, 2, 3, 4).softmax(-2).requires_grad_()
+    assert torch.autograd.gradcheck(lambda own: loss(own, normal(1, 2, 3, 4, seed=1) ** 2), student)
+
+
+def test_what_does_not_fit_is_named() -> None:
+    with pytest.raises(ValueError, match=r"got \(1, 2, 3, 4\) and \(1, 2, 4, 4\)"):
+        slot_error(torch.ones(1, 2, 3, 4), torch.ones(1, 2, 4, 4))
+    with pytest.raises(ValueError, match="two frames or more"):
+        slot_relations_over_time(torch.ones(1, 1, 3, 4), torch.ones(1, 1, 3, 4))
+    with pytest.raises(ValueError, match=r"an added loss must be one of .*, got 'hope'"):
+        TrainConfig(steps=10, warmup_steps=0, added={"hope": 1.0})  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match="added relations must be a positive number, got 0"):
+        TrainConfig(steps=10, warmup_steps=0, added={"relations": 0})
+
+
+@pytest.mark.parametrize("loss", choices(Added))
+def test_it_teaches_alone(loss: str, tmp_path: Path) -> None:
+    """Every added loss falls in a training that has nothing else, and is in the log."""
+    teacher = VideoSlotModel(tiny(feature_shape=(16, 12)), seed=1).eval()
+    student = VideoSlotModel(tiny(feature_shape=(16, 8)), seed=2)
+    own, theirs = normal(6, 4, 16, 8).float(), normal(6, 4, 16, 12, seed=1).float()
+    config = TrainConfig(
+        steps=60,
+        batch_size=6,
+        clip_length=4,
+        warmup_steps=0,
+        learning_rate=1e-2,
+        grad_clip=1.0,
+        reconstruction_weight=0.0,
+        contrast_weight=0.0,
+        added={loss: 2.0},  # type: ignore[dict-item]
+    )
+    log = train(
+        student, own, config, output=tmp_path, teacher=teacher, teacher_clips=theirs, progress=False
+    )
+    assert log.loss.iloc[0] == pytest.approx(2 * log[loss].iloc[0], rel=1e-6)
+    assert log[loss].iloc[-1] < 0.9 * log[loss].iloc[0]
+    assert log[["match", "contrast", "reconstruction"]].isna().all(axis=None)
+
+
+def test_it_needs_a_teacher(tmp_path: Path) -> None:
+    student = VideoSlotModel(tiny(feature_shape=(16, 8)), seed=2)
+    config = TrainConfig(steps=10, warmup_steps=0, added={"relations": 1.0})
+    with pytest.raises(ValueError, match=r"added relations 1\.0 needs a teacher"):
+        train(student, normal(6, 4, 16, 8).float(), config, output=tmp_path)

@@ -1,0 +1,185 @@
+"""The run matrix: what it trains, what it chooses, when a result is stale, and that it goes on."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slotmatch import paths
+from slotmatch.experiments import study
+from slotmatch.experiments.conditions import METHODS, STEPS, candidates, planned
+from slotmatch.experiments.study import (
+    Run,
+    chosen,
+    execute,
+    finals,
+    is_valid,
+    launch,
+    left,
+    made_of,
+    missing,
+    tryouts,
+)
+from slotmatch.settings import Added, choices
+
+METHOD = "slotmatch"
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Smoke runs write here; the simulated videos are those that other tests made."""
+    monkeypatch.setenv("SLOTMATCH_DATA", str(paths.data_dir()))
+    monkeypatch.setenv("SLOTMATCH_CACHE", str(tmp_path))
+    study._scored_on.cache_clear()
+    return tmp_path
+
+
+def write(run: Run, scores: list[float]) -> None:
+    """A result file with these scores."""
+    run.path.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "config": made_of(run),
+        "models": {"student": {"metrics": {"video_fg_ari": scores}}},
+        "wall_seconds": 120.0,
+    }
+    run.path.write_text(json.dumps(content))
+
+
+def test_conditions_differ_from_slotmatch_in_what_their_name_says() -> None:
+    base = planned(candidates()["slotmatch"]["3"], "minimovi_a")
+    assert base.student.steps == STEPS
+    for method, settings in candidates().items():
+        for condition in settings.values():
+            own = planned(condition, "minimovi_a")
+            differing = {
+                name
+                for name in vars(base.student)
+                if getattr(own.student, name) != getattr(base.student, name)
+            }
+            assert differing == {
+                name
+                for name, value in condition.training.items()
+                if value != getattr(base.student, name)
+            }
+            assert own.teacher == base.teacher
+            assert own.n_videos == base.n_videos
+            assert bool(own.student.added) == method.startswith(("with_", "only_"))
+            assert (own.models == base.models) != method.startswith("teacher_eyes")
+            if "no_term" in method or method.startswith("only_"):
+                assert own.student.match_weight == 0
+
+
+def test_every_added_loss_is_tried_like_slotmatch_itself() -> None:
+    for loss in choices(Added):
+        for kind in ("with", "only"):
+            tried = candidates()[f"{kind}_{loss}"]
+            weights = [condition.training["added"][loss] for condition in tried.values()]
+            assert len(weights) == len(candidates()["slotmatch"]) == 3
+            np.testing.assert_allclose(np.divide(weights, weights[1]), [0.3, 1, 3])
+
+
+def test_settings_are_chosen_on_validation_and_scored_on_test(own_cache: Path) -> None:
+    runs = tryouts([METHOD, "shifted"], preset="smoke")
+    assert [run.setting for run in runs] == ["1", "3", "10"]  # shifted has nothing to choose
+    with pytest.raises(FileNotFoundError, match="no results at"):
+        chosen(METHOD, preset="smoke")
+    for run, scores in zip(runs, ([0.4, 0.5], [0.9, float("nan")], [0.7, 0.8]), strict=True):
+        assert run.split == "validation"
+        write(run, scores)
+    assert chosen(METHOD, preset="smoke") == "3"
+    found = finals([METHOD, "shifted"], n_seeds=2, preset="smoke")
+    assert [(run.method, run.setting, run.seed) for run in found] == [
+        ("slotmatch", "3", 0),
+        ("shifted", "", 0),
+        ("slotmatch", "3", 1),
+        ("shifted", "", 1),
+    ]
+    assert {run.split for run in found} == {"test"}
+    assert missing(runs) == []
+    assert left(runs) == "0 of 3 runs are left, 0 core-minutes"
+    assert left([*runs, *found]) == "4 of 7 runs are left, 8 core-minutes"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("teacher", "another"),
+        ("backbone", "another"),
+        ("inherits", []),
+        ("videos", 5),
+        ("probe", [1.0] * 6),
+    ],
+)
+def test_a_result_made_of_something_else_is_stale(own_cache: Path, key: str, value: object) -> None:
+    run = Run("minimovi_a", METHOD, "3", 0, "validation", "smoke")
+    write(run, [0.5])
+    assert is_valid(run)
+    content = json.loads(run.path.read_text())
+    content["config"][key] = value
+    run.path.write_text(json.dumps(content))
+    assert not is_valid(run)
+    assert missing([run]) == [run]
+
+
+def test_a_probe_tells_losses_apart_and_forgives_rounding(own_cache: Path) -> None:
+    run = Run("minimovi_a", METHOD, "3", 0, "validation", "smoke")
+    write(run, [0.5])
+    content = json.loads(run.path.read_text())
+    content["config"]["probe"] = [value * (1 + 1e-5) for value in content["config"]["probe"]]
+    run.path.write_text(json.dumps(content))
+    assert is_valid(run)
+    probes = {
+        tuple(made_of(Run("minimovi_a", method, setting, 0, "test", "smoke"))["probe"])
+        for method, setting in (("slotmatch", "3"), ("no_term", "0.002"), ("with_relations", "1"))
+    }
+    assert len(probes) == 3
+
+
+@pytest.mark.slow
+def test_two_jobs_run_the_matrix_and_a_second_call_finds_it_done(own_cache: Path) -> None:
+    runs = tryouts([METHOD], preset="smoke")
+    launch(runs, n_workers=2)
+    written = {run: run.path.read_bytes() for run in runs}
+    for run in runs:
+        found = json.loads(run.path.read_text())
+        assert found["config"]["training"]["match_weight"] == float(run.setting)
+        entry = found["models"]["student"]
+        assert {*entry["metrics"]} == {*study.KEPT}
+        assert entry["curve"]["step"] == [8]
+    launch(runs)
+    assert {run: run.path.read_bytes() for run in runs} == written
+    scored = finals([METHOD], n_seeds=1, preset="smoke")[0]
+    before = json.loads(runs[0].path.read_text())
+    execute(scored)  # from the weights that are there
+    after = json.loads(scored.path.read_text())
+    assert after["data"]["split"] == "test"
+    assert before["data"]["split"] == "validation"
+    assert scored.weights.is_file()
+
+
+def test_a_job_that_fails_names_its_log(own_cache: Path) -> None:
+    nowhere = Run("minimovi_a", METHOD, "3", 0, "train", "smoke")
+    nowhere.path.parent.mkdir(parents=True)
+    nowhere.path.mkdir()  # where the file should go
+    with pytest.raises(RuntimeError, match="failed, its log"):
+        launch([nowhere], n_workers=1)
+
+
+@pytest.mark.slow
+def test_committed_results_are_what_the_code_would_give() -> None:
+    kept = sorted((paths.RESULTS / "study").rglob("*.json"))
+    runs = {
+        run.path: run
+        for run in [
+            Run(dataset, method, setting, seed, split)
+            for dataset in ("minimovi_a", "minimovi_c", "minimovi_d", "minimovi_e")
+            for method in METHODS
+            for setting in candidates()[method]
+            for seed in range(10)
+            for split in ("validation", "test")
+        ]
+    }
+    assert [path for path in kept if path not in runs] == []
+    stale = [path.name for path in kept if not is_valid(runs[path])]
+    assert stale == []
