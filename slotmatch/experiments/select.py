@@ -79,14 +79,17 @@ class Experiment:
 
     @property
     def students(self) -> dict[str, TrainConfig]:
-        """The student's training and those of its controls, each of which differs in one thing.
+        """The student's training and those of its controls, which have something for the term.
 
         All have their own weights, their teacher's initial slots, and the same clips in the same
         order. ``no_term`` has the SlotMatch term left out; ``teacher_recipe`` has, in its place,
         what the teacher itself was trained with: the attention term, where the preset has one.
+        Each has the learning rate that did best for it on validation videos, of those in
+        ``experiments.students.tried``: training without the term collapses at the student's.
         """
         alone = replace(self.student, match_weight=0.0)
-        found = {"student": self.student, "no_term": alone}
+        steady = alone.learning_rate * (1.0 if self.from_frames else NO_TERM_RATE)
+        found = {"student": self.student, "no_term": replace(alone, learning_rate=steady)}
         if self.teacher.attention_weight:
             found["teacher_recipe"] = replace(
                 alone,
@@ -170,10 +173,14 @@ MINI_TEACHER = TrainConfig(
 )
 """Differs from SlotContrast where the toy needs it; the teacher's page has what was tried."""
 
+NO_TERM_RATE = 0.5
+"""Share of the student's learning rate at which it does best without the term."""
+
 MINI_STUDENT = replace(
     MINI_TEACHER,
     steps=3000,
     batch_size=4,
+    learning_rate=4e-3,
     warmup_steps=100,
     match_weight=3.0,
     attention_weight=0.0,

@@ -63,23 +63,25 @@ def train_student(
     return student, log
 
 
-def tried(experiment: Experiment) -> dict[str, TrainConfig]:
-    """The settings that were compared on validation videos, the same number for each control.
+RATES = (1e-3, 2e-3, 4e-3)
+BETAS = (0.3, 1.0, 3.0, 10.0)
 
-    Beta is tried at one learning rate, two learning rates for the chosen beta and each control.
+
+def tried(experiment: Experiment) -> dict[str, TrainConfig]:
+    """The settings that were compared on validation videos, as many rates for each control.
+
+    Beta is tried at the middle one of the learning rates, the rates at the chosen beta.
     """
-    own, rate = experiment.student, experiment.student.learning_rate
-    found = {
-        f"student, beta {beta:g}, learning rate {rate:g}": replace(own, match_weight=beta)
-        for beta in (3.0, 10.0)
-    }
+    own = experiment.student
+    found = {}
+    for beta in BETAS:
+        name = f"student, beta {beta:g}, learning rate {RATES[1]:g}"
+        found[name] = replace(own, match_weight=beta, learning_rate=RATES[1])
     for name, config in experiment.students.items():
         beta = f", beta {own.match_weight:g}" if config.match_weight else ""
         found |= {
-            f"{name}{beta}, learning rate {rate * share:g}": replace(
-                config, learning_rate=rate * share
-            )
-            for share in (0.5, 1)
+            f"{name}{beta}, learning rate {rate:g}": replace(config, learning_rate=rate)
+            for rate in RATES
         }
     return found
 
