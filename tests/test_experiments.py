@@ -135,7 +135,7 @@ def test_as_many_settings_are_tried_for_each_control_as_for_the_student() -> Non
 def test_every_students_learning_rate_is_the_best_that_was_tried() -> None:
     """By FG-ARI on validation videos, which the committed file holds."""
     experiment = select("mini", "minimovi_a")
-    found = results.read_results(students.COMMITTED["tried"])["models"]
+    found = read_results(students.COMMITTED["tried"])["models"]
     configs = tried(experiment)
     assert set(found) == set(configs)
     for name, own in experiment.students.items():

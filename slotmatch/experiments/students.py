@@ -73,14 +73,16 @@ def tried(experiment: Experiment) -> dict[str, TrainConfig]:
     Beta is tried at the middle one of the learning rates, the rates at the chosen beta.
     """
     own = experiment.student
-    found = {}
-    for beta in BETAS:
-        name = f"student, beta {beta:g}, learning rate {RATES[1]:g}"
-        found[name] = replace(own, match_weight=beta, learning_rate=RATES[1])
+    found = {
+        f"student, beta {beta:g}, learning rate {RATES[1]:g}": replace(
+            own, match_weight=beta, learning_rate=RATES[1]
+        )
+        for beta in BETAS
+    }
     for name, config in experiment.students.items():
-        beta = f", beta {own.match_weight:g}" if config.match_weight else ""
+        title = f"{name}, beta {own.match_weight:g}" if config.match_weight else name
         found |= {
-            f"{name}{beta}, learning rate {rate:g}": replace(config, learning_rate=rate)
+            f"{title}, learning rate {rate:g}": replace(config, learning_rate=rate)
             for rate in RATES
         }
     return found
