@@ -183,6 +183,6 @@ def test_differences_over_seeds_count_seeds_and_videos() -> None:
         return {"models": {k: {"metrics": {"video_mbo": v}} for k, v in pairs.items()}}
 
     runs = [run(0.6, 0.8, 0.1), run(0.7, 0.9, 0.2)]
-    expected = stats.crossed_interval([[10, 30], [20, 40]])  # the third video is skipped
+    expected = stats.crossed([[10, 30], [20, 40]]).interval()  # the third video is skipped
     text = results.seeds_difference(runs, "student", "no_term", "video_mbo")
     assert text == f"+25.0 [{expected.low:+.1f}, {expected.high:+.1f}]"

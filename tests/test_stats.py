@@ -6,7 +6,7 @@ from scipy import stats as reference
 
 from slotmatch.reporting.stats import (
     Interval,
-    crossed_interval,
+    crossed,
     equivalence,
     mean_interval,
     paired_difference,
@@ -134,12 +134,12 @@ def test_errors_name_the_value_and_the_fix(call, message):
 
 def test_interval_over_seeds_and_videos_by_hand():
     """Rows 1 3 and 5 9: seeds differ by 5, videos by 3, and 1 is left; mean squares 25, 9 and 1."""
-    got = crossed_interval([[1, 3], [5, 9]])
+    got = crossed([[1, 3], [5, 9]]).interval()
     variance = (25 + 9 - 1) / 4
     freedom = (4 * variance) ** 2 / (25**2 + 9**2 + 1)
     half = reference.t.ppf(0.975, freedom) * math.sqrt(variance)
     assert (got.low, got.mean, got.high) == pytest.approx((4.5 - half, 4.5, 4.5 + half))
-    assert crossed_interval(np.full((2, 3), 0.5)) == Interval(0.5, 0.5, 0.5)
+    assert crossed(np.full((2, 3), 0.5)).interval() == Interval(0.5, 0.5, 0.5)
 
 
 def test_interval_over_seeds_and_videos_covers_the_true_mean():
@@ -154,7 +154,7 @@ def test_interval_over_seeds_and_videos_covers_the_true_mean():
         )
         values = 1 + seeds + videos + rest
         found = {
-            "crossed": crossed_interval(values),
+            "crossed": crossed(values).interval(),
             "videos": mean_interval(values.mean(0), n_resamples=499),
         }
         for name, own in found.items():
@@ -166,6 +166,6 @@ def test_interval_over_seeds_and_videos_covers_the_true_mean():
 @pytest.mark.parametrize("values", [[1.0, 2.0], [[1.0, 2.0]], [[1.0], [2.0]], [[1, math.nan]] * 2])
 def test_one_seed_one_video_or_a_skipped_one_have_no_such_interval(values):
     with pytest.raises(ValueError, match=r"\(seeds, videos\) with 2 or more of each"):
-        crossed_interval(values)
+        crossed(values)
     with pytest.raises(ValueError, match="confidence must be between 0 and 1, got 95"):
-        crossed_interval([[1, 2], [3, 4]], confidence=95)
+        crossed([[1, 2], [3, 4]]).interval(95)

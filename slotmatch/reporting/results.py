@@ -221,7 +221,7 @@ def seeds_difference(
 ) -> str:
     """The mean of ``first - second`` over runs of several seeds on the same videos, times 100.
 
-    Its interval counts seeds and videos as random (`slotmatch.reporting.stats.crossed_interval`).
+    Its interval counts seeds and videos as random (`slotmatch.reporting.stats.crossed`).
     Videos that are skipped in any run are left out.
     """
     scores = np.array(
@@ -229,7 +229,7 @@ def seeds_difference(
         float,
     )
     values = 100 * (scores[0] - scores[1])
-    found = stats.crossed_interval(values[:, ~np.isnan(values).any(axis=0)])
+    found = stats.crossed(values[:, ~np.isnan(values).any(axis=0)]).interval()
     return _signed(found)
 
 

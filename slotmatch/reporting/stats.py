@@ -1,7 +1,7 @@
 """Uncertainty of scores: intervals for means over videos, paired differences, equivalence.
 
 Most functions take one value per video and treat the videos as a random draw of more videos of the
-same kind. What another training seed would change is only in `crossed_interval`.
+same kind. What another training seed would change is only in `crossed`.
 """
 
 import math
@@ -15,9 +15,10 @@ from scipy.special import stdtr, stdtrit
 from scipy.stats import bootstrap
 
 __all__ = [
+    "Crossed",
     "Equivalence",
     "Interval",
-    "crossed_interval",
+    "crossed",
     "equivalence",
     "mean_interval",
     "paired_difference",
@@ -123,10 +124,42 @@ def paired_difference(
     )
 
 
-def crossed_interval(
-    values: Sequence[Sequence[float]] | NDArray[Any], *, confidence: float = 0.95
-) -> Interval:
-    """Mean over seeds and videos, with an interval for other seeds and other videos.
+@dataclass(frozen=True)
+class Crossed:
+    """A mean over seeds and videos that are both a random draw.
+
+    Attributes:
+        mean: Over all values.
+        error: Its standard error.
+        freedom: Satterthwaite's degrees of freedom of the error.
+        seeds: Variance that seeds add to a value, estimated; at least 0.
+        videos: Variance that videos add.
+        rest: Variance of what is left.
+    """
+
+    mean: float
+    error: float
+    freedom: float
+    seeds: float
+    videos: float
+    rest: float
+
+    def interval(self, confidence: float = 0.95) -> Interval:
+        """For other seeds and other videos, from Student's t."""
+        _check_confidence(confidence)
+        half = float(stdtrit(self.freedom, (1 + confidence) / 2)) * self.error if self.error else 0
+        return Interval(self.mean, self.mean - half, self.mean + half)
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided, of a mean of zero."""
+        if not self.error:
+            return float(self.mean == 0)
+        return float(2 * stdtr(self.freedom, -abs(self.mean) / self.error))
+
+
+def crossed(values: Sequence[Sequence[float]] | NDArray[Any]) -> Crossed:
+    """Mean over seeds and videos, and how sure it is for other seeds and other videos.
 
     Every seed was scored on every video, and both are a random draw: two crossed random effects
     whose mean squares give the variance of the mean, with Satterthwaite's degrees of freedom for
@@ -134,10 +167,9 @@ def crossed_interval(
 
     Args:
         values: A row for each seed, a value per video in it (m,n), at least 2 of each.
-        confidence: Coverage aimed at, between 0 and 1.
 
     Raises:
-        ValueError: Another shape, nan or infinity, or a confidence outside 0 to 1.
+        ValueError: Another shape, nan or infinity.
     """
     array = np.asarray(values, np.float64)
     if array.ndim != 2 or min(array.shape) < 2 or not np.isfinite(array).all():
@@ -145,7 +177,6 @@ def crossed_interval(
             "values must be finite and (seeds, videos) with 2 or more of each, "
             f"got shape {array.shape}"
         )
-    _check_confidence(confidence)
     m, n = array.shape
     mean = array.mean()
     of_seeds, of_videos = array.mean(1, keepdims=True) - mean, array.mean(0) - mean
@@ -154,11 +185,15 @@ def crossed_interval(
     freedom = np.array([m - 1, n - 1, (m - 1) * (n - 1)])
     own = squares / freedom
     variance = max(own[0] + own[1] - own[2], own[0], own[1])  # an estimate can fall below its parts
-    if not variance:
-        return Interval(*[float(mean)] * 3)
-    half = stdtrit(variance**2 / (own**2 / freedom).sum(), (1 + confidence) / 2)
-    half *= math.sqrt(variance / (m * n))
-    return Interval(float(mean), float(mean - half), float(mean + half))
+    shared = (own**2 / freedom).sum()
+    return Crossed(
+        mean=float(mean),
+        error=math.sqrt(variance / (m * n)),
+        freedom=float(variance**2 / shared) if shared else math.inf,
+        seeds=float(max(own[0] - own[2], 0) / n),
+        videos=float(max(own[1] - own[2], 0) / m),
+        rest=float(own[2]),
+    )
 
 
 def equivalence(a: Values, b: Values, margin: float, *, alpha: float = 0.05) -> Equivalence:
