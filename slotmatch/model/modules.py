@@ -311,16 +311,27 @@ class MLPDecoder(nn.Module):
         masks, *features = (torch.cat(parts) for parts in zip(*strips, strict=True))
         return rearrange(masks, "b p k -> b k p"), features[0] if reconstruct else None
 
+    def logits(self, slots: Tensor) -> Tensor:
+        """What the masks are the softmax of: (B,K,P) of slots (B,K,D), all patches at once."""
+        first, last = cast("nn.Linear", self.layers[0]), cast("nn.Linear", self.layers[-1])
+        hidden = self._hidden(first(slots), F.linear(self.positions, first.weight))
+        return rearrange(hidden @ last.weight[-1] + last.bias[-1], "b p k -> b k p")
+
+    def _hidden(self, of_slots: Tensor, of_positions: Tensor) -> Tensor:
+        """The last hidden vectors (b,p,K,H)."""
+        hidden = rearrange(of_slots, "b k h -> b 1 k h") + rearrange(of_positions, "p h -> p 1 h")
+        hidden = hidden.relu_()
+        for layer in list(self.layers)[1:-1]:
+            hidden = layer(hidden).relu_()
+        return hidden
+
     def _piece(self, of_slots: Tensor, of_positions: Tensor, reconstruct: bool) -> list[Tensor]:
         """Masks (b,p,K) of a few frames and patches and, if asked, their features (b,p,F).
 
         In comes what the first layer makes of the slots (b,K,H) and of the positions (p,H).
         """
-        *middle, last = cast("list[nn.Linear]", list(self.layers)[1:])
-        hidden = rearrange(of_slots, "b k h -> b 1 k h") + rearrange(of_positions, "p h -> p 1 h")
-        hidden.relu_()
-        for layer in middle:
-            hidden = layer(hidden).relu_()
+        last = cast("nn.Linear", self.layers[-1])
+        hidden = self._hidden(of_slots, of_positions)
         masks = (hidden @ last.weight[-1] + last.bias[-1]).softmax(dim=-1)
         if not reconstruct:
             return [masks]

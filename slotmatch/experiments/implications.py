@@ -1,0 +1,270 @@
+"""The theory page's statements, measured on the models that come with the package.
+
+``python -m slotmatch.experiments.implications`` writes the result file that the page's numbers come
+from: how tight its bounds are, what swapped decoders do, where cosine says nothing, and, in a
+training, how much of an added loss's gradient the student's own losses already have.
+
+Shapes: T frames, K slots, D slot width, P patches.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from slotmatch import paths
+from slotmatch.backbones import Features
+from slotmatch.data import Clip
+from slotmatch.evaluation import Followed, follow
+from slotmatch.evaluation.scoring import columns, score_masks
+from slotmatch.experiments.select import Experiment, read_features, select, training_clips
+from slotmatch.experiments.students import train_student
+from slotmatch.metrics import label_maps
+from slotmatch.model import VideoSlotModel, load
+from slotmatch.model.modules import MLPDecoder
+from slotmatch.reporting import results
+from slotmatch.settings import Added, choices
+from slotmatch.training import TrainConfig
+from slotmatch.training.loading import Batch
+from slotmatch.training.step import slotmatch_step
+from slotmatch.training.student import PROJECTED, Student
+
+__all__ = ["gradient_shares", "mask_bound", "measure", "there_and_back"]
+
+OWN = ("reconstruction", "contrast", "match")
+"""Losses that a student has already."""
+COMPARED = tuple(name for name in choices(Added) if name not in PROJECTED)
+"""Added losses whose gradient is compared with theirs: those without weights of their own."""
+ON_THE_WAY = 8
+"""Points between two slots at which a decoder's slope is taken."""
+N_CLIPS = 4
+TURNS = 4
+"""Times a video of 24 frames is played, there and back, to make a long one."""
+
+
+def mask_bound(decoder: MLPDecoder, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Distances of a decoder's masks of two sets of slots (T,K,D), and their bound: (T,P) each.
+
+    Equation ``eq-masks`` of the book: half the slope L times the gap of the slots. L is the largest
+    norm of a logit's exact gradient at points between the slots of a frame, patch by patch; between
+    these points it may be larger.
+    """
+    flat = torch.stack([first, second])
+    masks = decoder(flat.flatten(0, 1), reconstruct=False)[0].unflatten(0, flat.shape[:2])
+    distance = (masks[0] - masks[1]).norm(dim=-2)
+
+    def logits(slot: Tensor) -> Tensor:
+        return decoder.logits(slot[None, None])[0, 0]
+
+    gradient = torch.func.vmap(torch.func.jacrev(logits))
+    steepest = torch.zeros_like(distance)
+    for share in torch.linspace(0, 1, ON_THE_WAY).tolist():
+        between = (1 - share) * first + share * second
+        slopes = torch.stack([gradient(frame).norm(dim=-1).amax(0) for frame in between])
+        steepest = torch.maximum(steepest, slopes)
+    gap = (first - second).square().sum((-1, -2)).sqrt()
+    return distance, steepest / 2 * gap[:, None]
+
+
+def gradient_shares(
+    student: VideoSlotModel, teacher: VideoSlotModel, batch: Batch, config: TrainConfig
+) -> dict[str, float]:
+    """Of each compared loss, the share of its gradient outside the span of the student's losses.
+
+    Equation ``eq-share`` of the book, over all weights that train. Also ``NAME_cosine``, that of
+    its gradient with the SlotMatch term's.
+    """
+
+    def gradient(**weights: Any) -> Tensor:
+        alone = dict.fromkeys((f"{name}_weight" for name in (*OWN, "attention")), 0.0)
+        settings = replace(config, **{**alone, "added": {}, **weights})
+        step = Student(student, settings, teacher)
+        slotmatch_step(step, teacher, batch, settings)
+        found = [p.grad for p in student.parameters() if p.requires_grad]
+        student.zero_grad()
+        own = (torch.zeros_like(p) if g is None else g for p, g in zip(trained, found, strict=True))
+        return torch.cat([part.flatten() for part in own]).double()
+
+    trained = [p for p in student.parameters() if p.requires_grad]
+    own = {name: gradient(**{f"{name}_weight": 1.0}) for name in OWN}
+    basis, _ = torch.linalg.qr(torch.stack([F.normalize(g, dim=0) for g in own.values()], dim=1))
+    found = {}
+    for name in COMPARED:
+        unit = F.normalize(gradient(added={name: 1.0}), dim=0)
+        found[name] = float((unit - basis @ (basis.T @ unit)).norm())
+        found[f"{name}_cosine"] = float(unit @ F.normalize(own["match"], dim=0))
+    return found
+
+
+def there_and_back(features: np.ndarray, turns: int = TURNS) -> np.ndarray:
+    """A video (T,P,F) played forwards and backwards in turn, without showing an end twice."""
+    order = list(range(len(features)))
+    whole = order + [
+        i for turn in range(1, turns) for i in (order[::-1] if turn % 2 else order)[1:]
+    ]
+    return features[whole]
+
+
+def measure(output: Path, *, training: Path | None = None) -> dict[str, Any]:
+    """Write the result file: scores and measures on the validation videos of ``minimovi_a``.
+
+    Args:
+        output: the file.
+        training: folder of a student's training, along which gradients are compared; None: no such.
+    """
+    started = time.monotonic()
+    experiment = select("mini", "minimovi_a")
+    clips = experiment.open("validation")
+    models = {role: load(f"mini-{role}") for role in ("teacher", "student")}
+    features = {role: read_features(experiment, "validation", own) for role, own in models.items()}
+    followed = {role: follow(own, clips, features[role]) for role, own in models.items()}
+    content = results.run_results(
+        config={"points on the way": ON_THE_WAY, "turns": TURNS},
+        seeds=[experiment.student.seed],
+        dataset=experiment.dataset,
+        split="validation",
+        ids=[clip.id for clip in clips],
+        models={
+            **_swapped(models, followed, clips),
+            "student, measures": {"metrics": columns(_measures(models, followed, clips))},
+        },
+        started=started,
+        long=_long(models, features),
+        shares={} if training is None else _along(experiment, models["teacher"], training),
+    )
+    return results.write_results(output, content)
+
+
+@torch.no_grad()
+def _swapped(
+    models: Mapping[str, VideoSlotModel],
+    followed: Mapping[str, Sequence[Followed]],
+    clips: Sequence[Clip],
+) -> dict[str, Any]:
+    """Scores of each model's slots through each model's decoder."""
+    return {
+        f"{role}'s slots, {other}'s decoder": {
+            "metrics": columns(
+                score_masks(clip, models[other].decoder(own.slots, reconstruct=False)[0])
+                for clip, own in zip(clips, followed[role], strict=True)
+            )
+        }
+        for role in models
+        for other in models
+    }
+
+
+@torch.no_grad()
+def _measures(
+    models: Mapping[str, VideoSlotModel],
+    followed: Mapping[str, Sequence[Followed]],
+    clips: Sequence[Clip],
+) -> list[dict[str, float]]:
+    """Of each video: lengths, bounds, and masks of slots that were tampered with."""
+    rows = []
+    decoder, other = models["student"].decoder, models["teacher"].decoder
+    for own, theirs, clip in zip(followed["student"], followed["teacher"], clips, strict=True):
+        distance, bound = mask_bound(other, own.slots, theirs.slots)
+        lengths, wanted = own.slots.norm(dim=-1), theirs.slots.norm(dim=-1)
+        cosine = F.cosine_similarity(own.slots, theirs.slots, dim=-1).mean(-1)
+        same = (own.labels == theirs.labels).mean((1, 2))
+        doubled = decoder(2 * own.slots, reconstruct=False)[0]
+        plain = decoder(own.slots, reconstruct=False)[0]
+        shared = decoder(theirs.slots, reconstruct=False)[0]
+        apart = other(theirs.slots, reconstruct=False)[0]
+        rows.append(
+            {
+                "length_ratio": float((lengths / wanted).mean()),
+                "length_gap": float(((lengths - wanted).abs() / wanted).mean()),
+                "mask_distance": float(distance.mean()),
+                "mask_bound": float(bound.mean()),
+                "bound_held": float((distance <= bound).double().mean()),
+                "cosine_with_same_slot": float(spearmanr(cosine, same).statistic),
+                "doubled_same_slot": _same(clip, doubled, plain),
+                "doubled_entropy": _entropy(doubled),
+                "entropy": _entropy(plain),
+                "one_slot_two_decoders": float((shared - apart).norm(dim=-2).mean()),
+                "permuted_cosine": float(
+                    F.cosine_similarity(own.slots.roll(1, 1), theirs.slots, dim=-1).mean()
+                ),
+            }
+        )
+    return rows
+
+
+def _same(clip: Clip, first: Tensor, second: Tensor) -> float:
+    """Share of pixels that two masks (T,K,P) give to the same slot."""
+    size = clip.labels.shape[1:]
+    return float((label_maps(first, size) == label_maps(second, size)).mean())
+
+
+def _entropy(masks: Tensor) -> float:
+    """Of masks (T,K,P) over slots, in nats."""
+    return float(torch.special.entr(masks).sum(-2).mean())
+
+
+@torch.no_grad()
+def _long(
+    models: Mapping[str, VideoSlotModel], features: Mapping[str, Features | None]
+) -> dict[str, list[float]]:
+    """Mean cosine of student and teacher in each frame of long videos."""
+    slots = {}
+    for role, model in models.items():
+        own = features[role]
+        assert own is not None
+        long = np.stack([there_and_back(np.asarray(video)) for video in own.array])
+        slots[role] = torch.cat(
+            [
+                model.forward_features(torch.from_numpy(part).float(), decode=False).slots
+                for part in np.array_split(long, len(long) // N_CLIPS)
+            ]
+        )
+    cosine = F.cosine_similarity(slots["student"], slots["teacher"], dim=-1).mean((0, 2))
+    return {"slot_cosine": cosine.tolist()}
+
+
+def _along(experiment: Experiment, teacher: VideoSlotModel, folder: Path) -> dict[str, list[float]]:
+    """``gradient_shares`` along the training of a student, on training clips."""
+    config = replace(experiment.student, validate_every=experiment.student.steps // 12)
+    student = VideoSlotModel(experiment.models.student)
+    own, theirs = (
+        torch.from_numpy(np.array(_array(training_clips(experiment, model))[:N_CLIPS])).float()
+        for model in (student, teacher)
+    )
+    patches = torch.arange(experiment.models.student.n_patches)
+    batch = Batch(0, own, theirs, patches, config.seed, first=0, size=len(own))
+    _, log = train_student(
+        experiment,
+        config,
+        teacher,
+        folder / "student.safetensors",
+        validate=_shares(teacher, batch, config),
+    )
+    kept = log.filter(like="validation_").dropna()
+    found = kept.rename(columns=lambda name: name.removeprefix("validation_")).to_dict("list")
+    return {"step": log.step[kept.index].tolist(), **found}
+
+
+def _shares(
+    teacher: VideoSlotModel, batch: Batch, config: TrainConfig
+) -> Callable[[VideoSlotModel], dict[str, float]]:
+    def validate(student: VideoSlotModel) -> dict[str, float]:
+        with torch.enable_grad():
+            return gradient_shares(student, teacher, batch, config)
+
+    return validate
+
+
+def _array(clips: Any) -> np.ndarray:
+    return np.asarray(clips.array)
+
+
+if __name__ == "__main__":
+    measure(paths.RESULTS / "implications" / "results.json", training=paths.BUILD / "implications")

@@ -1,0 +1,84 @@
+"""What is measured of the theory, on models and numbers where the answer is known."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import normal, tiny
+
+from slotmatch.experiments.implications import (
+    COMPARED,
+    gradient_shares,
+    mask_bound,
+    there_and_back,
+)
+from slotmatch.model import VideoSlotModel
+from slotmatch.training import TrainConfig
+from slotmatch.training.loading import Batch
+
+
+@pytest.fixture
+def pair() -> tuple[VideoSlotModel, VideoSlotModel]:
+    return VideoSlotModel(tiny(), seed=1), VideoSlotModel(tiny(), seed=2).eval()
+
+
+def test_a_decoders_logits_are_what_its_masks_come_from(pair) -> None:
+    decoder = pair[0].decoder
+    slots = normal(3, 4, 8).float()
+    masks = decoder(slots, reconstruct=False)[0]
+    torch.testing.assert_close(decoder.logits(slots).softmax(-2), masks)
+
+
+@pytest.mark.parametrize("distance", [0.01, 0.3, 3.0])
+def test_masks_stay_within_their_bound(pair, distance: float) -> None:
+    slots = normal(3, 4, 8).float()
+    moved = slots + distance * normal(3, 4, 8, seed=1).float()
+    found, bound = mask_bound(pair[0].decoder, slots, moved)
+    assert found.shape == bound.shape == (3, 9)
+    assert (found <= bound).all()
+    assert (found > 0).all()
+
+
+def test_the_slope_is_exact_where_the_decoder_is_linear(pair) -> None:
+    """Tiny moves: the slope at the slot itself, by finite differences."""
+    decoder = pair[0].double().decoder
+    slots = normal(1, 4, 8)
+    step = 1e-6 * normal(1, 4, 8, seed=1)
+    _, bound = mask_bound(decoder, slots, slots + step)
+    slopes = torch.autograd.functional.jacobian(lambda s: decoder.logits(s[None])[0], slots[0])
+    own = torch.stack([slopes[k, :, k].norm(dim=-1) for k in range(4)]).amax(0)
+    torch.testing.assert_close(bound[0], own / 2 * step.norm(), rtol=1e-3, atol=0)
+
+
+def test_gradients_of_a_loss_that_is_there_already_bring_nothing_new(pair) -> None:
+    student, teacher = pair
+    features = normal(2, 3, 9, 6).float()
+    batch = Batch(0, features, features, None, 0, first=0, size=2)
+    config = TrainConfig(steps=10, warmup_steps=0, match_weight=1.0)
+    before = {name: weight.clone() for name, weight in student.state_dict().items()}
+    found = gradient_shares(student, teacher, batch, config)
+    assert {*found} == {*COMPARED, *(f"{name}_cosine" for name in COMPARED)}
+    shares = np.array([found[name] for name in COMPARED])
+    assert ((shares > 0) & (shares <= 1 + 1e-6)).all()
+    for name, weight in student.state_dict().items():
+        assert torch.equal(weight, before[name])
+    assert all(weight.grad is None or not weight.grad.any() for weight in student.parameters())
+
+
+def test_squared_error_and_cosine_pull_alike_where_lengths_agree(pair) -> None:
+    """With the teacher's weights in the student both pull nowhere; beside them, nearly together."""
+    _, teacher = pair
+    student = VideoSlotModel(tiny(), seed=2)
+    with torch.no_grad():
+        for weight in student.parameters():
+            weight += 1e-3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    features = normal(2, 3, 9, 6).float()
+    batch = Batch(0, features, features, None, 0, first=0, size=2)
+    config = TrainConfig(steps=10, warmup_steps=0, match_weight=1.0)
+    found = gradient_shares(student, teacher, batch, config)
+    assert found["slot_error_cosine"] > found["slot_lengths_cosine"]
+    assert found["slot_error_cosine"] > 0.3
+
+
+def test_a_long_video_goes_there_and_back() -> None:
+    frames = np.arange(4)[:, None, None]
+    assert there_and_back(frames, 3)[:, 0, 0].tolist() == [0, 1, 2, 3, 2, 1, 0, 1, 2, 3]
