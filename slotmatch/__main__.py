@@ -158,12 +158,10 @@ def train(arguments: argparse.Namespace) -> None:
     }
     if arguments.learning_rate is not None:
         changes["learning_rate"] = arguments.learning_rate
-    beta = experiment.student.match_weight if arguments.beta is None else arguments.beta
-    experiment = replace(
-        experiment,
-        teacher=replace(experiment.teacher, **changes),
-        student=replace(experiment.student, **changes, match_weight=beta),
-    )
+    if arguments.beta is not None:
+        changes["match_weight"] = arguments.beta
+    trained = replace(getattr(experiment, arguments.role), **changes)
+    experiment = replace(experiment, **{arguments.role: trained})
     if arguments.dry_run:
         print(runs.foresee(arguments.role, experiment))
         return

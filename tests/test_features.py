@@ -1,3 +1,6 @@
+import errno
+import os
+import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -97,6 +100,33 @@ def test_second_call_reads_the_file_and_only_the_first_clip(cache):
     assert data.loaded == 1
     np.testing.assert_array_equal(first, second)
     assert len(files(cache)) == 1
+
+
+def test_a_full_disk_is_told_before_anything_is_encoded(cache, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    backbone = Patches()
+    with pytest.raises(OSError, match=r"features need .* GB and .* left: make room, or set"):
+        cached_features(clips(), backbone, name="toy")
+    assert backbone.batches == []
+    assert files(cache) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+@pytest.mark.slow
+def test_a_disk_that_is_truly_full_kills_no_process(cache):
+    cache.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(cache)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this machine mounts nothing")
+    try:
+        with pytest.raises(OSError, match="make room"):
+            cached_features(clips(n=100, n_frames=400), Patches(), name="toy")
+        assert files(cache) == []
+    finally:
+        subprocess.run(["umount", str(cache)], check=True)
 
 
 def test_frames_are_encoded_in_batches_across_clips():

@@ -75,10 +75,11 @@ def test_each_run_says_what_it_was(book: Book) -> None:
 
 
 @pytest.mark.slow
-def test_student_and_control_differ_in_the_slotmatch_term_alone(book: Book) -> None:
+def test_student_and_control_differ_in_the_slotmatch_term_and_their_best_rate(book: Book) -> None:
     training = book.results("03_distill")["config"]["training"]
     student, control = (training[name] for name in ("student", "no_term"))
-    assert {key for key in student if student[key] != control[key]} == {"match_weight"}
+    changed = {key for key in student if student[key] != control[key]}
+    assert changed == {"match_weight", "learning_rate"}
     assert control["match_weight"] == 0
 
 

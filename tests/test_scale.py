@@ -335,6 +335,13 @@ def test_dry_run_says_what_it_takes_and_touches_nothing(tmp_path, capsys, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_teacher_is_not_refused_for_what_its_student_could_not_do(capsys):
+    command = ["train", "teacher", "--dataset", "minimovi_a", "--preset", "mini", "--accumulate"]
+    assert main([*command, "3", "--output", "nowhere", "--dry-run"]) == 0  # 4 clips of a student
+    assert "12 clips of 6 frames" in capsys.readouterr().out
+    assert not Path("nowhere").exists()
+
+
 @pytest.mark.parametrize(
     ("command", "complaint"),
     [

@@ -266,6 +266,16 @@ def test_damaged_checkpoint_is_named(tmp_path):
         train(VideoSlotModel(MODEL), make_features(), QUICK, output=tmp_path)
 
 
+def test_a_checkpoint_that_lacks_a_weight_is_not_taken_for_whole(tmp_path):
+    train(VideoSlotModel(MODEL), make_features(), QUICK, output=tmp_path)
+    found = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    found["weights"]["model.more"] = found["weights"].pop("model.decoder.positions")
+    torch.save(found, tmp_path / CHECKPOINT)
+    fits = r"missing model.decoder.positions; unexpected model.more; delete it"
+    with pytest.raises(ValueError, match=fits):
+        train(VideoSlotModel(MODEL), make_features(), QUICK, output=tmp_path)
+
+
 def test_chance_is_a_function_of_seed_and_step():
     config = replace(QUICK, batch_size=4, flip_probability=0.5)
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -85,6 +87,7 @@ def cached_features(
         progress: shows a bar; None: if the output is a terminal.
 
     Raises:
+        OSError: the disk has no room for the features.
         ValueError: no clips, clips of unequal length or size, frames that are not uint8
             (T,H,W,3), or a feature beyond the range of float16.
     """
@@ -126,6 +129,7 @@ def _write(
     out = np.lib.format.open_memmap(
         path, mode="w+", dtype=np.float16, shape=(len(clips), n_frames, n_patches, width)
     )
+    _reserve(path)
     flat = out.reshape(-1, n_patches, width)
     done = 0
     frames = _frames(clips, first.shape)
@@ -141,6 +145,25 @@ def _write(
             done += len(batch)
             bar.update(len(batch))
     out.flush()
+
+
+def _reserve(path: Path) -> None:
+    """Fill the holes of a new file, or a full disk would end a write into mapped memory in SIGBUS.
+
+    Raises:
+        OSError: the disk has no room for it.
+    """
+    n_bytes, free = path.stat().st_size, shutil.disk_usage(path.parent).free
+    try:
+        with path.open("r+b") as file:
+            if hasattr(os, "posix_fallocate"):  # not on macOS
+                os.posix_fallocate(file.fileno(), 0, n_bytes)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"features need {n_bytes / 1e9:.3g} GB and {path.parent} has {free / 1e9:.3g} GB left: "
+            "make room, or set SLOTMATCH_CACHE to a folder on another disk",
+        ) from error
 
 
 @torch.inference_mode()

@@ -162,7 +162,7 @@ def outputs(
 
 
 def score_on(
-    clips: Iterable[Clip],
+    clips: Sequence[Clip],
     features: Features | np.ndarray | None = None,
     *,
     batch_size: int = 4,
@@ -171,10 +171,10 @@ def score_on(
 ) -> Callable[[VideoSlotModel], dict[str, float]]:
     """A model's mean scores on a few clips, as ``training.train`` wants them for ``validate``.
 
-    The clips are kept in memory. The function returned gives ``video_fg_ari``, ``image_fg_ari`` and
-    ``video_mbo``, joined as ``metrics.dataset_metrics`` does. Arguments are those of ``evaluate``.
+    Clips that are read when asked for are read anew each time. The function returned gives
+    ``video_fg_ari``, ``image_fg_ari`` and ``video_mbo``, joined as ``metrics.dataset_metrics``
+    does. Arguments are those of ``evaluate``.
     """
-    clips = list(clips)
 
     def validate(model: VideoSlotModel) -> dict[str, float]:
         found = evaluate(

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from slotmatch import paths
 from slotmatch.backbones import weights_checksum
+from slotmatch.data.files import some
 from slotmatch.losses import full_precision
 from slotmatch.metrics import mask_entropy
 from slotmatch.model import VideoSlotModel
@@ -284,7 +285,13 @@ class _Run:
         found = checkpoint.read(self.path, self.identity)
         if found is None:
             return 0, []
-        self.student.load_state_dict(found.weights, strict=False)
+        unlike = self.student.load_state_dict(found.weights, strict=False)
+        lacking = [name for name in unlike.missing_keys if not name.startswith("model.backbone.")]
+        if lacking or unlike.unexpected_keys:
+            raise ValueError(
+                f"the weights of checkpoint {self.path} do not fit: missing {some(lacking)}; "
+                f"unexpected {some(unlike.unexpected_keys)}; delete it to start afresh"
+            )
         self.optimiser.load_state_dict(found.optimiser)
         if self.accelerator.scaler is not None and found.scaler is not None:
             self.accelerator.scaler.load_state_dict(found.scaler)
