@@ -1,6 +1,9 @@
 """Files of tensors: written whole, and read with one sentence for whatever is wrong with them."""
 
 import os
+import pickle
+import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +13,14 @@ from torch import Tensor
 
 from slotmatch import paths
 
-__all__ = ["read_tensors", "what_it_is", "write_tensors"]
+__all__ = ["UNREADABLE", "read_tensors", "what_it_is", "write_tensors"]
+
+UNREADABLE = (
+    *(RuntimeError, OSError, LookupError, EOFError, ValueError, TypeError, AttributeError),
+    *(ArithmeticError, AssertionError, MemoryError, RecursionError),
+    *(pickle.PickleError, struct.error, zipfile.BadZipFile),
+)
+"""What ``torch.load`` raises at files that it cannot or must not read: thousands were tried."""
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:

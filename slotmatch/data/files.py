@@ -7,6 +7,8 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
+from slotmatch.data.pictures import UNREADABLE
+
 __all__ = [
     "first_existing",
     "first_videos",
@@ -37,7 +39,7 @@ def read_picture(path: Path, mode: str | None = None) -> tuple[str, np.ndarray]:
             return picture.mode, np.asarray(picture)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing; unpack its archive again") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         raise OSError(
             f"{path} is cut off or no picture ({error}); unpack its archive again"
         ) from error

@@ -2,6 +2,7 @@
 
 import io
 import re
+import struct
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,12 +13,29 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, ImageSequence
 
-__all__ = ["ANIMATIONS", "IMAGES", "natural_order", "picture_files", "pictures_of", "rgb"]
+__all__ = [
+    "ANIMATIONS",
+    "IMAGES",
+    "UNREADABLE",
+    "natural_order",
+    "picture_files",
+    "pictures_of",
+    "rgb",
+]
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 """Suffixes of the files that count as frames of a folder."""
 ANIMATIONS = (*IMAGES, ".gif")
 """Suffixes of the files that are read as one picture or several, and not as a video."""
+
+LONGEST_SIDE = 65_535
+"""Pixels of a JPEG's; a longer one is a damaged number, and would take long to decode."""
+
+UNREADABLE = (
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError),
+    *(struct.error, ImageCms.PyCMSError),
+)
+"""What Pillow raises at files that are damaged or no pictures: thousands were tried."""
 
 _LIMITS = {"I;16": 65535, "I;16B": 65535, "I;16L": 65535, "I": 65535, "F": 1}
 """Whitest value of the modes that Pillow would clip to 255 otherwise."""
@@ -66,11 +84,13 @@ def pictures_of(path: Path) -> Iterator[tuple[np.ndarray, float]]:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
+                if max(image.size) > LONGEST_SIDE:
+                    raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
                 for picture in ImageSequence.Iterator(image):
                     yield rgb(picture), picture.info.get("duration", 0) / 1000
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is far too large for a frame: {error}") from error
-    except (OSError, SyntaxError, ValueError, EOFError, ImageCms.PyCMSError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path} is damaged or no image: {error}") from error
 
 

@@ -205,7 +205,7 @@ def _upright(picture: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
 def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """A file's container and its video stream, which is never a cover's picture."""
     try:
-        with av.open(f"file:{path}") as container:
+        with av.open(f"file:{path}", metadata_errors="replace") as container:
             streams = [
                 stream
                 for stream in container.streams.video

@@ -4,10 +4,8 @@ Only tensors are read; see `slotmatch.model.from_slotcontrast` for the model mad
 """
 
 import os
-import pickle
 import re
 import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from torch import Tensor
 from slotmatch.data.files import some
 from slotmatch.model.network import VideoSlotModel, fill
 from slotmatch.model.presets import PRESETS, ModelConfig
+from slotmatch.tensors import UNREADABLE
 
 __all__ = ["Released", "describe", "read_tensors", "released_name", "translate"]
 
@@ -48,8 +47,6 @@ VITS = {(384, 12): "dinov2_vits14", (768, 12): "dinov2_vitb14"}
 PATCH_SIDE = 14
 TRAINED_ON = ("movi_c", "movi_e", "ytvis2021")
 """Data sets of the released checkpoints, by the names of our presets."""
-DAMAGED = (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError)
-"""What torch raises for files that it cannot or must not read."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ def read_tensors(source: Mapping[str, Any] | str | os.PathLike[str]) -> dict[str
         with Path(source).open("rb") as file:
             try:
                 content = torch.load(file, map_location="cpu", weights_only=True)
-            except DAMAGED as error:
+            except UNREADABLE as error:
                 raise ValueError(_refusal(source, error)) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]

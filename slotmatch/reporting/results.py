@@ -155,17 +155,23 @@ def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file; the message says what writes it.
+        ValueError: it is damaged, or no result file.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no results at {path}; run the notebook that writes them first")
-    results = json.loads(path.read_text())
-    for entry in results["models"].values():
-        entry["metrics"] = {
-            metric: [math.nan if value is None else value for value in values]
-            for metric, values in entry["metrics"].items()
-        }
-    return results
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        for entry in results["models"].values():
+            entry["metrics"] = {
+                metric: [math.nan if value is None else float(value) for value in values]
+                for metric, values in entry["metrics"].items()
+            }
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged or no result file ({error}): delete it and run what wrote it again"
+        ) from error
+    return dict(results)
 
 
 def comparison_table(results: Mapping[str, Any]) -> pd.DataFrame:

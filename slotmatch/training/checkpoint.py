@@ -1,7 +1,6 @@
 """A run as it stands after some steps, on disk: written whole, read back, told from other runs."""
 
 import json
-import pickle
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +11,12 @@ import torch
 from torch import Tensor
 
 from slotmatch import paths
+from slotmatch.tensors import UNREADABLE
 
 __all__ = ["CHECKPOINT", "Checkpoint", "last_good", "read", "remove_unfinished", "write"]
 
 CHECKPOINT = "checkpoint.pt"
 """Name of the checkpoint in a run's output folder."""
-DAMAGED = (RuntimeError, OSError, KeyError, EOFError, ValueError, TypeError, pickle.PickleError)
-"""What reading a checkpoint raises that is not one."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def read(path: Path, run: dict[str, Any]) -> Checkpoint | None:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         found = Checkpoint(**content | {"run": json.loads(content["run"])})
-    except DAMAGED as error:
+    except UNREADABLE as error:
         raise ValueError(
             f"{path} is damaged or not a checkpoint of slotmatch: delete it to start afresh"
         ) from error
