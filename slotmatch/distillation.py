@@ -28,7 +28,7 @@ SMALLEST = 1e-8
 def slot_error(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of slots (B,T,K,D): directions and lengths at once.
 
-    |s - t|^2 = (|s| - |t|)^2 + 2 |s| |t| (1 - cos), over D.
+    Equation ``eq-split`` of the book splits it into both.
 
     Raises:
         ValueError: the shapes differ.
