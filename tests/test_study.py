@@ -8,7 +8,15 @@ import pytest
 
 from slotmatch import paths
 from slotmatch.experiments import study
-from slotmatch.experiments.conditions import METHODS, STEPS, candidates, planned
+from slotmatch.experiments.conditions import (
+    ALIKE,
+    METHODS,
+    SHARES,
+    STEPS,
+    candidates,
+    planned,
+)
+from slotmatch.experiments.select import SIZES
 from slotmatch.experiments.study import (
     Run,
     chosen,
@@ -21,6 +29,7 @@ from slotmatch.experiments.study import (
     missing,
     tryouts,
 )
+from slotmatch.reporting.verdicts import MARGIN
 from slotmatch.settings import Added, choices
 
 METHOD = "slotmatch"
@@ -183,3 +192,19 @@ def test_committed_results_are_what_the_code_would_give() -> None:
     assert [path for path in kept if path not in runs] == []
     stale = [path.name for path in kept if not is_valid(runs[path])]
     assert stale == []
+
+
+def test_the_plan_in_the_book_is_the_code() -> None:
+    page = " ".join((paths.REPOSITORY / "book" / "study.md").read_text().split())
+    for loss in choices(Added):
+        weights = [f"{own:g}" for own in (ALIKE[loss] * share for share in SHARES)]
+        assert f"| {', '.join(weights)} |" in page, loss
+        assert f"| `{loss}` |" in page
+    for method in METHODS:
+        if not method.startswith(("with_", "only_")):
+            assert f"`{method}`" in page, method
+    betas = ", ".join(candidates()["slotmatch"])
+    shown = (f"{STEPS} steps", f"values of beta ({betas})", f"{study.SEEDS} seeds or more")
+    shown += (f"{study.N_TEST} test videos", f"within {MARGIN:g} points")
+    shown += (f"on {SIZES['mini']['validation']} validation videos",)
+    assert [text for text in shown if text not in page] == []

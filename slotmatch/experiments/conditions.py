@@ -61,6 +61,7 @@ def candidates() -> dict[str, dict[str, Condition]]:
     rate = base.student.learning_rate
     recipe = {name: getattr(base.teacher, name) for name in ("attention_weight", "attention_until")}
     alone = {"match_weight": 0.0}
+    steady = {**alone, "learning_rate": base.students["no_term"].learning_rate}
     teacher = base.models.teacher
     eyes = {"backbone": teacher.backbone, "image_size": teacher.image_size}
     everything = tuple(INHERITABLE)
@@ -85,7 +86,7 @@ def candidates() -> dict[str, dict[str, Condition]]:
         "teacher_recipe": rates({**alone, **recipe}),
         **{f"beta_{name}": {name: own} for name, own in betas(0.3, 30.0).items()},
         **{f"with_{loss}": weights(loss, {}) for loss in choices(Added)},
-        **{f"only_{loss}": weights(loss, alone) for loss in choices(Added)},
+        **{f"only_{loss}": weights(loss, steady) for loss in choices(Added)},
         "no_contrast": one({"contrast_weight": 0.0}),
         "half_contrast": one({"contrast_weight": base.student.contrast_weight / 2}),
         "no_reconstruction": one({"reconstruction_weight": 0.0}),
@@ -95,9 +96,9 @@ def candidates() -> dict[str, dict[str, Condition]]:
         "own_start": one({}, ()),
         "own_start_hungarian": one({"correspondence": "hungarian"}, ()),
         "inherited": one({}, everything),
-        "inherited_no_term": one(alone, everything),
+        "inherited_no_term": one(steady, everything),
         "teacher_eyes": one({}, ("initial_slots",), eyes),
-        "teacher_eyes_no_term": one(alone, ("initial_slots",), eyes),
+        "teacher_eyes_no_term": one(steady, ("initial_slots",), eyes),
     }
 
 
