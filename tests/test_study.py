@@ -167,6 +167,7 @@ def test_two_jobs_run_the_matrix_and_a_second_call_finds_it_done(own_cache: Path
     assert scored.weights.is_file()
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_names_its_log(own_cache: Path) -> None:
     nowhere = Run("minimovi_a", METHOD, "3", 0, "train", "smoke")
     nowhere.path.parent.mkdir(parents=True)

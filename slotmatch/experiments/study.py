@@ -24,7 +24,7 @@ import numpy as np
 import submitit
 import torch
 
-from slotmatch import data, paths
+from slotmatch import backbones, data, paths
 from slotmatch.backbones import Features, weights_checksum
 from slotmatch.data import Clip
 from slotmatch.evaluation import Followed, fidelity, follow, score_against
@@ -32,7 +32,7 @@ from slotmatch.evaluation.scoring import columns, score_labels
 from slotmatch.experiments.conditions import METHODS, Condition, candidates, planned
 from slotmatch.experiments.select import Experiment, read_features
 from slotmatch.experiments.students import train_student
-from slotmatch.model import VideoSlotModel, load, start_from
+from slotmatch.model import ModelConfig, VideoSlotModel, load, start_from
 from slotmatch.reporting import results
 from slotmatch.settings import Size, Split
 from slotmatch.training import train
@@ -155,14 +155,12 @@ def is_valid(run: Run) -> bool:
 def made_of(run: Run) -> dict[str, Any]:
     """All that shapes a run's scores."""
     experiment = run.experiment
-    teacher, student = _teacher(), _student(experiment)
-    assert student.backbone is not None
     return {
         "training": asdict(experiment.student),
         "inherits": list(run.condition.inherits),
         "model": asdict(experiment.models.student),
-        "backbone": weights_checksum(student.backbone),
-        "teacher": weights_checksum(teacher),
+        "backbone": _eyes(experiment.models.student),
+        "teacher": weights_checksum(_teacher()),
         "videos": experiment.n_videos["train"],
         "probe": list(_probe(replace(run, dataset=CHOSEN_ON, seed=0, split="test"))),
     }
@@ -227,6 +225,13 @@ def execute(run: Run) -> None:
 @cache
 def _teacher() -> VideoSlotModel:
     return load("mini-teacher")
+
+
+@cache
+def _eyes(model: ModelConfig) -> str:
+    assert model.backbone is not None
+    assert model.image_size is not None
+    return weights_checksum(backbones.build(model.backbone, image_size=model.image_size))
 
 
 def _student(experiment: Experiment) -> VideoSlotModel:
