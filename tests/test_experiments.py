@@ -107,7 +107,7 @@ def test_a_students_controls_differ_from_it_in_the_term_and_their_best_rate() ->
     teacher = experiment.teacher
     assert changed == {
         "student": {},
-        "no_term": {"match_weight": 0.0},
+        "no_term": {"match_weight": 0.0, "learning_rate": 2e-3},
         "teacher_recipe": {
             "match_weight": 0.0,
             "attention_weight": teacher.attention_weight,
@@ -130,6 +130,21 @@ def test_as_many_settings_are_tried_for_each_control_as_for_the_student() -> Non
         assert sorted(rates) == [1e-3, 2e-3, 4e-3], name
     assert {config.match_weight for config in found.values()} == {0.0, 0.3, 1.0, 3.0, 10.0}
     assert len(found) == len({str(config) for config in found.values()}) == 12
+
+
+def test_every_students_learning_rate_is_the_best_that_was_tried() -> None:
+    """By FG-ARI on validation videos, which the committed file holds."""
+    experiment = select("mini", "minimovi_a")
+    found = read_results(students.COMMITTED["tried"])["models"]
+    configs = tried(experiment)
+    assert set(found) == set(configs)
+    for name, own in experiment.students.items():
+        scores = {
+            configs[what].learning_rate: np.mean(entry["metrics"]["video_fg_ari"])
+            for what, entry in found.items()
+            if configs[what] == replace(own, learning_rate=configs[what].learning_rate)
+        }
+        assert own.learning_rate == max(scores, key=scores.__getitem__), name
 
 
 def test_at_paper_scale_teacher_and_student_share_the_frames_they_read(

@@ -79,7 +79,7 @@ def test_student_and_control_differ_in_the_slotmatch_term_and_their_best_rate(bo
     training = book.results("03_distill")["config"]["training"]
     student, control = (training[name] for name in ("student", "no_term"))
     changed = {key for key in student if student[key] != control[key]}
-    assert changed == {"match_weight"}
+    assert changed == {"match_weight", "learning_rate"}
     assert control["match_weight"] == 0
 
 

@@ -173,13 +173,14 @@ MINI_TEACHER = TrainConfig(
 )
 """Differs from SlotContrast where the toy needs it; the teacher's page has what was tried."""
 
-NO_TERM_RATE = 1.0
+NO_TERM_RATE = 0.5
 """Share of the student's learning rate at which it does best without the term."""
 
 MINI_STUDENT = replace(
     MINI_TEACHER,
     steps=3000,
     batch_size=4,
+    learning_rate=4e-3,
     warmup_steps=100,
     match_weight=3.0,
     attention_weight=0.0,
