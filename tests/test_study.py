@@ -1,6 +1,8 @@
 """The run matrix: what it trains, what it chooses, when a result is stale, and that it goes on."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -148,7 +150,14 @@ def test_a_probe_tells_losses_apart_and_forgives_rounding(own_cache: Path) -> No
 @pytest.mark.slow
 def test_two_jobs_run_the_matrix_and_a_second_call_finds_it_done(own_cache: Path) -> None:
     runs = tryouts([METHOD], preset="smoke")
-    launch(runs, n_workers=2)
+    command = [sys.executable, "-m", "slotmatch.experiments.study", "run", "--methods", METHOD]
+    options = ["--preset", "smoke", "--seeds", "1"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "to choose from: 3 of 3 runs are left",
+        "to be scored on test videos: 1 of 1 runs are left",
+    ]
     written = {run: run.path.read_bytes() for run in runs}
     for run in runs:
         found = json.loads(run.path.read_text())
@@ -160,8 +169,11 @@ def test_two_jobs_run_the_matrix_and_a_second_call_finds_it_done(own_cache: Path
     assert {run: run.path.read_bytes() for run in runs} == written
     scored = finals([METHOD], n_seeds=1, preset="smoke")[0]
     before = json.loads(runs[0].path.read_text())
-    execute(scored)  # from the weights that are there
     after = json.loads(scored.path.read_text())
+    scored.path.unlink()
+    execute(scored)  # from the weights that are there
+    again = json.loads(scored.path.read_text())
+    assert again["models"] == after["models"]
     assert after["data"]["split"] == "test"
     assert before["data"]["split"] == "validation"
     assert scored.weights.is_file()

@@ -37,7 +37,7 @@ from slotmatch.reporting import results
 from slotmatch.settings import Size, Split
 from slotmatch.training import train
 
-__all__ = ["Run", "chosen", "finals", "launch", "made_of", "missing", "tryouts"]
+__all__ = ["Run", "chosen", "finals", "launch", "made_of", "main", "missing", "tryouts"]
 
 CHOSEN_ON = "minimovi_a"
 """The data set on whose validation videos a method's setting is chosen, for all data sets."""
@@ -317,25 +317,30 @@ def _read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("task", choices=("left", "run"))
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--dataset", default=CHOSEN_ON, choices=data.EMBEDDED)
+    parser.add_argument("--preset", default="mini", choices=("mini", "smoke"))
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--cluster", default="local", choices=("local", "slurm"))
     return parser.parse_args(arguments)
 
 
-def _work(asked: argparse.Namespace) -> None:
-    tried = tryouts(asked.methods)
+def main(arguments: Sequence[str]) -> None:
+    """Run the command line."""
+    asked = _read_arguments(arguments)
+    tried = tryouts(asked.methods, preset=asked.preset)
     print(f"to choose from: {left(tried)}", flush=True)
     if asked.task == "run":
         launch(tried, n_workers=asked.workers, cluster=asked.cluster)
     if missing(tried):
         print("what is scored on test videos depends on them")
         return
-    scored = finals(asked.methods, asked.dataset, asked.seeds)
+    scored = finals(asked.methods, asked.dataset, asked.seeds, preset=asked.preset)
     print(f"to be scored on test videos: {left(scored)}", flush=True)
     if asked.task == "run":
         launch(scored, n_workers=asked.workers, cluster=asked.cluster)
 
 
 if __name__ == "__main__":
-    _work(_read_arguments(sys.argv[1:]))
+    from slotmatch.experiments import study  # jobs look for their class there, not in __main__
+
+    study.main(sys.argv[1:])
