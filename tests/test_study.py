@@ -13,6 +13,7 @@ from slotmatch.experiments import study
 from slotmatch.experiments.conditions import (
     ALIKE,
     METHODS,
+    N_TEST,
     SHARES,
     STEPS,
     candidates,
@@ -119,6 +120,7 @@ def test_settings_are_chosen_on_validation_and_scored_on_test(own_cache: Path) -
         ("backbone", "another"),
         ("inherits", []),
         ("videos", 5),
+        ("version", 99),
         ("probe", [1.0] * 6),
     ],
 )
@@ -218,6 +220,6 @@ def test_the_plan_in_the_book_is_the_code() -> None:
             assert f"`{method}`" in page, method
     betas = ", ".join(candidates()["slotmatch"])
     shown = (f"{STEPS} steps", f"values of beta ({betas})", f"{study.SEEDS} seeds or more")
-    shown += (f"{study.N_TEST} test videos", f"within {MARGIN:g} points")
+    shown += (f"{N_TEST} test videos", f"within {MARGIN:g} points")
     shown += (f"on {SIZES['mini']['validation']} validation videos",)
     assert [text for text in shown if text not in page] == []

@@ -10,6 +10,7 @@ from slotmatch.evaluation.fidelity import (
     fidelity,
     follow,
     score_against,
+    score_followed,
 )
 from slotmatch.evaluation.protocols import ORIGINAL, PROTOCOLS, Protocol, protocol_for, samples
 from slotmatch.evaluation.scoring import (
@@ -45,6 +46,7 @@ __all__ = [
     "protocol_for",
     "samples",
     "score_against",
+    "score_followed",
     "score_labels",
     "score_masks",
     "score_on",

@@ -37,6 +37,7 @@ __all__ = [
     "fidelity",
     "follow",
     "score_against",
+    "score_followed",
 ]
 
 
@@ -135,6 +136,13 @@ def _cosines(own: Followed, other: Followed) -> Tensor:
     return F.cosine_similarity(own.slots, other.slots, dim=-1).mean(-1)
 
 
+def score_followed(followed: Sequence[Followed], clips: Sequence[Clip]) -> dict[str, list[float]]:
+    """All metrics (``score_labels``) of what a model sees in videos: a value a video."""
+    return columns(
+        score_labels(clip, own.labels) for clip, own in zip(clips, followed, strict=True)
+    )
+
+
 def score_against(
     teacher: Sequence[Followed],
     clips: Sequence[Clip],
@@ -148,8 +156,7 @@ def score_against(
 
     def validate(model: VideoSlotModel) -> dict[str, float]:
         followed = follow(model, clips, features)
-        pairs = zip(clips, followed, strict=True)
-        found = joined(columns(score_labels(clip, own.labels) for clip, own in pairs))
+        found = joined(score_followed(followed, clips))
         agreement = fidelity(followed, teacher, clips)
         return {name: found[name] for name in VALIDATED} | {
             name: float(np.nanmean(agreement[name]))

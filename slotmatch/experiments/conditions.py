@@ -8,18 +8,22 @@ validation videos stands for it; SlotMatch itself is chosen in the same way.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
 from slotmatch.experiments.select import Experiment, select
+from slotmatch.experiments.students import RATES
 from slotmatch.model import INHERITABLE, ModelConfig
 from slotmatch.settings import Added, Size, choices
 from slotmatch.training import TrainConfig
 
-__all__ = ["METHODS", "STEPS", "Condition", "candidates", "planned"]
+__all__ = ["METHODS", "N_TEST", "STEPS", "Condition", "candidates", "planned"]
 
 STEPS = 1500
 """Half of ``mini``'s: more runs, and so more seeds, before longer ones."""
+N_TEST = 300
+"""Test videos of each data set."""
 ALIKE = MappingProxyType(
     {
         "slot_error": 2.0,
@@ -55,10 +59,10 @@ class Condition:
     model: Mapping[str, Any] = field(default_factory=dict)
 
 
+@cache
 def candidates() -> dict[str, dict[str, Condition]]:
     """Every method of the study with the conditions among which validation videos choose."""
     base = select("mini", "minimovi_a")
-    rate = base.student.learning_rate
     recipe = {name: getattr(base.teacher, name) for name in ("attention_weight", "attention_until")}
     alone = {"match_weight": 0.0}
     steady = {**alone, "learning_rate": base.students["no_term"].learning_rate}
@@ -67,8 +71,7 @@ def candidates() -> dict[str, dict[str, Condition]]:
     everything = tuple(INHERITABLE)
 
     def rates(training: Mapping[str, Any]) -> dict[str, Condition]:
-        tried = (rate * share for share in (0.25, 0.5, 1))
-        return {f"{own:g}": Condition({**training, "learning_rate": own}) for own in tried}
+        return {f"{own:g}": Condition({**training, "learning_rate": own}) for own in RATES}
 
     def weights(loss: str, training: Mapping[str, Any]) -> dict[str, Condition]:
         tried = (ALIKE[loss] * share for share in SHARES)
@@ -110,8 +113,9 @@ def planned(
     condition: Condition, dataset: str, seed: int = 0, *, preset: Size = "mini"
 ) -> Experiment:
     """The experiment whose student a condition trains; ``smoke`` only shows that it does."""
-    steps = STEPS if preset == "mini" else 0
-    experiment = select(preset, dataset, steps=steps, seed=seed)
+    experiment = select(preset, dataset, steps=STEPS if preset == "mini" else 0, seed=seed)
+    if preset == "mini":
+        experiment = replace(experiment, n_videos={**experiment.n_videos, "test": N_TEST})
     student: TrainConfig = replace(experiment.student, **condition.training)
     model: ModelConfig = replace(experiment.models.student, **condition.model)
     return replace(experiment, student=student, models=replace(experiment.models, student=model))

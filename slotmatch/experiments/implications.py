@@ -26,7 +26,7 @@ from slotmatch.evaluation import Followed, follow
 from slotmatch.evaluation.scoring import columns, score_masks
 from slotmatch.experiments.select import Experiment, read_features, select, training_clips
 from slotmatch.experiments.students import train_student
-from slotmatch.metrics import label_maps
+from slotmatch.metrics import label_maps, mask_entropy
 from slotmatch.model import VideoSlotModel, load
 from slotmatch.model.modules import MLPDecoder
 from slotmatch.reporting import results
@@ -188,8 +188,8 @@ def _measures(
                 "bound_held": float((distance <= bound).double().mean()),
                 "cosine_with_same_slot": float(spearmanr(cosine, same).statistic),
                 "doubled_same_slot": _same(clip, doubled, plain),
-                "doubled_entropy": _entropy(doubled),
-                "entropy": _entropy(plain),
+                "doubled_entropy": mask_entropy(doubled),
+                "entropy": mask_entropy(plain),
                 "one_slot_two_decoders": float((shared - apart).norm(dim=-2).mean()),
                 "permuted_cosine": float(
                     F.cosine_similarity(own.slots.roll(1, 1), theirs.slots, dim=-1).mean()
@@ -203,11 +203,6 @@ def _same(clip: Clip, first: Tensor, second: Tensor) -> float:
     """Share of pixels that two masks (T,K,P) give to the same slot."""
     size = clip.labels.shape[1:]
     return float((label_maps(first, size) == label_maps(second, size)).mean())
-
-
-def _entropy(masks: Tensor) -> float:
-    """Of masks (T,K,P) over slots, in nats."""
-    return float(torch.special.entr(masks).sum(-2).mean())
 
 
 @torch.no_grad()

@@ -27,6 +27,9 @@ from slotmatch.training.loop import Validate
 
 __all__ = ["seeds", "train_student", "tried", "try_all"]
 
+RATES = (1e-3, 2e-3, 4e-3)
+BETAS = (0.3, 1.0, 3.0, 10.0)
+"""Learning rates and weights of the SlotMatch term that are tried."""
 SEEDS = 5
 KEPT = ("video_fg_ari", "video_mbo", "slot_cosine", "slot_cosine_last", "same_slot_objects")
 """Metrics of the other seeds' models."""
@@ -61,10 +64,6 @@ def train_student(
     )
     save(student, file)
     return student, log
-
-
-RATES = (1e-3, 2e-3, 4e-3)
-BETAS = (0.3, 1.0, 3.0, 10.0)
 
 
 def tried(experiment: Experiment) -> dict[str, TrainConfig]:

@@ -27,8 +27,7 @@ import torch
 from slotmatch import backbones, data, paths
 from slotmatch.backbones import Features, weights_checksum
 from slotmatch.data import Clip
-from slotmatch.evaluation import Followed, fidelity, follow, score_against
-from slotmatch.evaluation.scoring import columns, score_labels
+from slotmatch.evaluation import Followed, fidelity, follow, score_against, score_followed
 from slotmatch.experiments.conditions import METHODS, Condition, candidates, planned
 from slotmatch.experiments.select import Experiment, read_features
 from slotmatch.experiments.students import train_student
@@ -42,8 +41,6 @@ __all__ = ["Run", "chosen", "finals", "launch", "made_of", "main", "missing", "t
 CHOSEN_ON = "minimovi_a"
 """The data set on whose validation videos a method's setting is chosen, for all data sets."""
 SEEDS = 5
-N_TEST = 300
-"""Test videos of each data set."""
 KEPT = (
     *("video_fg_ari", "image_fg_ari", "video_mbo", "image_mbo"),
     *("slot_cosine", "slot_cosine_last", "same_slot_objects"),
@@ -84,8 +81,8 @@ class Run:
     @property
     def path(self) -> Path:
         """Its result file: among the committed ones if its numbers mean something."""
-        folder = paths.RESULTS if self.preset == "mini" else paths.cache_dir() / self.preset
-        return folder / "study" / self.dataset / self.split / f"{self.name}.json"
+        folder = paths.RESULTS / "study" if self.preset == "mini" else self.weights.parents[1]
+        return folder / self.dataset / self.split / f"{self.name}.json"
 
     @property
     def weights(self) -> Path:
@@ -161,7 +158,8 @@ def made_of(run: Run) -> dict[str, Any]:
         "model": asdict(experiment.models.student),
         "backbone": _eyes(experiment.models.student),
         "teacher": weights_checksum(_teacher()),
-        "videos": experiment.n_videos["train"],
+        "version": data.version(run.dataset),
+        "videos": {part: experiment.n_videos[part] for part in ("train", run.split)},
         "probe": list(_probe(replace(run, dataset=CHOSEN_ON, seed=0, split="test"))),
     }
 
@@ -202,9 +200,7 @@ def execute(run: Run) -> None:
     )
     clips, features, theirs = _scored_on(run.dataset, run.preset, run.split, eyes)
     own = follow(student, clips, features)
-    scores = columns(
-        score_labels(clip, one.labels) for clip, one in zip(clips, own, strict=True)
-    ) | fidelity(own, theirs, clips)
+    scores = score_followed(own, clips) | fidelity(own, theirs, clips)
     curve = log.filter(like="validation_").dropna().round(DIGITS)
     entry = {
         "metrics": {name: np.round(scores[name], DIGITS).tolist() for name in KEPT},
@@ -244,8 +240,6 @@ def _scored_on(
 ) -> tuple[Sequence[Clip], Features, list[Followed]]:
     """Clips of a split, their features by a student's backbone, and what the teacher sees there."""
     plan, teacher = planned(Condition(), dataset, preset=preset), _teacher()
-    if split == "test" and preset == "mini":
-        plan = replace(plan, n_videos={**plan.n_videos, "test": N_TEST})
     models = {own.config.backbone: own for own in (_student(plan), teacher)}
     clips = plan.open(split)
     features = read_features(plan, split, models[eyes])

@@ -70,6 +70,7 @@ def read_tensors(source: Mapping[str, Any] | str | os.PathLike[str]) -> dict[str
         ValueError: the file is damaged, or holds objects that could run code, none of which is
             loaded; or an entry is not a tensor.
     """
+    where = "" if isinstance(source, Mapping) else f"{source}: "
     if isinstance(source, Mapping):
         content: Any = source
     else:
@@ -81,10 +82,11 @@ def read_tensors(source: Mapping[str, Any] | str | os.PathLike[str]) -> dict[str
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not content:
-        raise ValueError("expected a state dict, or a dict with one under 'state_dict'")
+        raise ValueError(f"{where}expected a state dict, or a dict with one under 'state_dict'")
     foreign = [name for name, value in content.items() if not isinstance(value, Tensor)]
     if foreign:
-        raise ValueError(f"these entries of the state dict are not tensors: {some(foreign, 10)}")
+        named = some(foreign, 10)
+        raise ValueError(f"{where}these entries of the state dict are not tensors: {named}")
     return dict(content)
 
 
