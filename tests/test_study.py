@@ -12,6 +12,7 @@ from slotmatch import paths
 from slotmatch.experiments import study
 from slotmatch.experiments.conditions import (
     ALIKE,
+    BETA,
     METHODS,
     N_TEST,
     SHARES,
@@ -59,7 +60,7 @@ def write(run: Run, scores: list[float]) -> None:
 
 
 def test_conditions_differ_from_slotmatch_in_what_their_name_says() -> None:
-    base = planned(candidates()["slotmatch"]["3"], "minimovi_a")
+    base = planned(candidates()["slotmatch"][f"{BETA:g}"], "minimovi_a")
     assert base.student.steps == STEPS
     for method, settings in candidates().items():
         for condition in settings.values():
@@ -89,6 +90,10 @@ def test_every_added_loss_is_tried_like_slotmatch_itself() -> None:
             weights = [condition.training["added"][loss] for condition in tried.values()]
             assert len(weights) == len(candidates()["slotmatch"]) == 3
             np.testing.assert_allclose(np.divide(weights, weights[1]), [0.3, 1, 3])
+
+
+def test_others_are_compared_with_slotmatch_at_its_best() -> None:
+    assert chosen("slotmatch") == f"{BETA:g}"
 
 
 def test_settings_are_chosen_on_validation_and_scored_on_test(own_cache: Path) -> None:
@@ -219,7 +224,12 @@ def test_the_plan_in_the_book_is_the_code() -> None:
         if not method.startswith(("with_", "only_")):
             assert f"`{method}`" in page, method
     betas = ", ".join(candidates()["slotmatch"])
-    shown = (f"{STEPS} steps", f"values of beta ({betas})", f"{study.SEEDS} seeds or more")
+    shown = (
+        f"{STEPS} steps",
+        f"beta of {BETA:g}",
+        f"values of beta ({betas})",
+        f"{study.SEEDS} seeds or more",
+    )
     shown += (f"{N_TEST} test videos", f"within {MARGIN:g} points")
     shown += (f"on {SIZES['mini']['validation']} validation videos",)
     assert [text for text in shown if text not in page] == []

@@ -22,6 +22,7 @@ __all__ = [
     "METHOD_COLORS",
     "align_truth",
     "cost_scatter",
+    "forest",
     "mask_grid",
     "overlay",
     "paired_scatter",
@@ -308,6 +309,77 @@ def score_bars(
     ax.set_xlabel(xlabel)
     ax.tick_params(axis="y", length=0)
     return _despined(ax, left=True)
+
+
+def forest(
+    intervals: Mapping[str, Mapping[str, tuple[float, float, float]]],
+    words: Mapping[str, str] | None = None,
+    *,
+    margin: float | None = None,
+    xlabel: str = "difference (points)",
+) -> Figure:
+    """A difference with its interval for each method: a row each, a panel for each metric.
+
+    Args:
+        intervals: (estimate, lower end, upper end) by metric and method, drawn top to bottom.
+        words: what is said of a method, written at the right.
+        margin: differences within it, either way, are shaded.
+        xlabel: name of the difference with its unit and the kind of interval.
+
+    Raises:
+        ValueError: nothing to draw, other methods in one metric than in another, or an estimate
+            outside its interval.
+    """
+    if not intervals:
+        raise ValueError("intervals is empty: give at least one metric")
+    for own in intervals.values():
+        _check_intervals(own)
+    names = list(next(iter(intervals.values())))
+    if any(list(own) != names for own in intervals.values()):
+        raise ValueError(f"every metric needs the methods {names}, in this order")
+    figure, panels = plt.subplots(
+        1,
+        len(intervals),
+        figsize=(3.4 * len(intervals) + 1.6, 0.34 * len(names) + 1.1),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    rows = np.arange(len(names))
+    for ax, (metric, own) in zip(panels[0], intervals.items(), strict=True):
+        values = np.array([own[name] for name in names], dtype=float)
+        if margin is not None:
+            ax.axvspan(-margin, margin, color="#8C8C8C", alpha=0.18, linewidth=0)
+        ax.axvline(0, color="#444444", linewidth=0.8)
+        ax.errorbar(
+            values[:, 0],
+            rows,
+            xerr=np.abs(values[:, 1:] - values[:, :1]).T,
+            color=METHOD_COLORS["teacher"],
+            marker="o",
+            linestyle="",
+            markersize=5,
+            capsize=3,
+            elinewidth=1.4,
+        )
+        ax.set_title(metric, fontsize="medium")
+        ax.set_xlabel(xlabel, fontsize="small")
+        ax.tick_params(axis="y", length=0)
+        _despined(ax, left=True)
+    panels[0, 0].set_yticks(rows, names)
+    panels[0, 0].invert_yaxis()
+    for name, word in (words or {}).items():
+        panels[0, -1].annotate(
+            word,
+            (1, names.index(name)),
+            xycoords=panels[0, -1].get_yaxis_transform(),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize="small",
+            annotation_clip=False,
+        )
+    return figure
 
 
 def cost_scatter(

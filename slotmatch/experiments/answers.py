@@ -1,0 +1,297 @@
+"""What the study's result files say: scores, differences, verdicts and curves of its methods.
+
+Everything is computed from the files each time; a method counts with the seeds that are there.
+Scores are in points (times 100). Shapes: m seeds, n videos.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from slotmatch.experiments.conditions import METHODS, Condition, candidates, planned
+from slotmatch.experiments.study import CHOSEN_ON, Run, chosen
+from slotmatch.reporting.results import FIDELITY, read_results
+from slotmatch.reporting.stats import Interval, crossed
+from slotmatch.reporting.verdicts import Verdict, power, verdicts
+from slotmatch.settings import Added, choices
+
+__all__ = [
+    "METRICS",
+    "NAMES",
+    "beta_curve",
+    "claim",
+    "curves",
+    "differences",
+    "judged",
+    "plan_power",
+    "read_study",
+    "score_table",
+    "steps_needed",
+    "tried_table",
+    "values",
+    "verdict_table",
+]
+
+METRICS: Mapping[str, str] = MappingProxyType({"video_fg_ari": "FG-ARI", "video_mbo": "mBO"})
+"""What verdicts rest on, and what it is called."""
+NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "slotmatch": "SlotMatch",
+        "no_term": "no term",
+        "teacher_recipe": "teacher's recipe",
+        "beta_0.3": "beta 0.3",
+        "beta_30": "beta 30",
+        "no_contrast": "no contrast",
+        "half_contrast": "half the contrast",
+        "no_reconstruction": "no reconstruction",
+        "hungarian": "Hungarian, per clip",
+        "hungarian_per_frame": "Hungarian, per frame",
+        "shifted": "shifted by one (wrong)",
+        "own_start": "own initial slots",
+        "own_start_hungarian": "own initial slots, Hungarian",
+        "inherited": "everything inherited",
+        "inherited_no_term": "everything inherited, no term",
+        "teacher_eyes": "teacher's features",
+        "teacher_eyes_no_term": "teacher's features, no term",
+        **{f"with_{loss}": f"+ {loss.replace('_', ' ')}" for loss in choices(Added)},
+        **{f"only_{loss}": f"{loss.replace('_', ' ')} alone" for loss in choices(Added)},
+    }
+)
+"""Methods as tables and figures call them."""
+MAX_SEEDS = 100
+PILOT = 3
+"""Seeds from which the plan's power is computed."""
+
+Found: TypeAlias = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def read_study(dataset: str = CHOSEN_ON) -> dict[str, list[dict[str, Any]]]:
+    """Of each method that has any, the test results of its chosen setting, from seed 0 on.
+
+    Raises:
+        FileNotFoundError: SlotMatch itself was not run on this data set.
+    """
+    found = {}
+    for method in METHODS:
+        paths = list(takewhile(Path.is_file, _files(dataset, method)))
+        if paths:
+            found[method] = [read_results(path) for path in paths]
+    if "slotmatch" not in found:
+        raise FileNotFoundError(
+            f"the study has no results of {dataset}; run "
+            f"python -m slotmatch.experiments.study run --dataset {dataset}"
+        )
+    return found
+
+
+def _files(dataset: str, method: str) -> Iterable[Path]:
+    tried = (_tried(method, setting) for setting in candidates()[method])
+    if len(candidates()[method]) > 1 and not all(path.is_file() for path in tried):
+        return []  # nothing was chosen yet
+    setting = chosen(method)
+    return (Run(dataset, method, setting, seed, "test").path for seed in range(MAX_SEEDS))
+
+
+def _tried(method: str, setting: str) -> Path:
+    return Run(CHOSEN_ON, method, setting, 0, "validation").path
+
+
+def values(found: Found, method: str, metric: str) -> NDArray[np.float64]:
+    """A method's scores (m,n) in points; nan where a video is skipped."""
+    return 100 * np.array([run["models"]["student"]["metrics"][metric] for run in found[method]])
+
+
+def differences(
+    found: Found, method: str, metric: str, base: str = "slotmatch"
+) -> NDArray[np.float64]:
+    """Method minus base (m,n), for the seeds that both have and the videos that all score."""
+    own, other = values(found, method, metric), values(found, base, metric)
+    shared = min(len(own), len(other))
+    between = own[:shared] - other[:shared]
+    return between[:, ~np.isnan(between).any(axis=0)]
+
+
+def judged(found: Found, kind: str, metrics: Iterable[str] = METRICS) -> dict[str, Verdict]:
+    """Verdicts on the losses of a kind, ``"with"`` or ``"only"``, that have two seeds or more."""
+    losses = {
+        loss: {metric: differences(found, f"{kind}_{loss}", metric) for metric in metrics}
+        for loss in choices(Added)
+        if min(len(found.get(f"{kind}_{loss}", ())), len(found["slotmatch"])) > 1
+    }
+    return verdicts(losses) if losses else {}
+
+
+def claim(found: Mapping[str, Verdict]) -> str:
+    """The claim that all added losses are redundant, judged in a sentence.
+
+    An intersection-union claim: it holds if each holds, and with every loss judged.
+    """
+    every = choices(Added)
+    said = {loss: own.word for loss, own in found.items()}
+    if not said:
+        return f"None of the {len(every)} losses was run with two seeds or more: nothing is shown."
+    groups = {
+        word: [loss.replace("_", " ") for loss in said if said[loss] == word]
+        for word in ("redundant", "helps", "hurts", "mixed", "undecided")
+    }
+    if groups["redundant"] and len(groups["redundant"]) == len(every):
+        return f"All {len(every)} losses are redundant: the claim holds at this scale."
+    parts = [f"{word}: {', '.join(losses)}" for word, losses in groups.items() if losses]
+    if left := [loss.replace("_", " ") for loss in every if loss not in said]:
+        parts.append(f"not run yet: {', '.join(left)}")
+    end = "refuted at this scale" if groups["helps"] else "not shown"
+    return f"The claim that all {len(every)} losses are redundant is {end}. {'; '.join(parts)}."
+
+
+def verdict_table(found: Found, kind: str) -> pd.DataFrame:
+    """Each loss with its difference to SlotMatch, corrected p-values and the verdict."""
+    words = judged(found, kind)
+    rows = {}
+    for loss in choices(Added):
+        method = f"{kind}_{loss}"
+        row = {"weight": chosen(method) if method in found else "-"}
+        row["seeds"] = str(len(found.get(method, ())))
+        for metric, heading in METRICS.items():
+            own = words[loss].intervals[metric] if loss in words else None
+            row[f"{heading}, difference"] = _signed(own) if own else "-"
+            row[f"{heading}, p"] = f"{words[loss].p_values[metric]:.3f}" if own else "-"
+        row["verdict"] = words[loss].word if loss in words else "not run yet"
+        rows[NAMES[method]] = row
+    return pd.DataFrame(rows).T.rename_axis("loss")
+
+
+def score_table(found: Found, methods: Iterable[str]) -> pd.DataFrame:
+    """Scores of methods, those that were run, and their differences to SlotMatch.
+
+    Means over seeds and videos with 95 % intervals that count both as random; one seed has none.
+    """
+    rows = {}
+    for method in methods:
+        if method not in found:
+            continue
+        row = {"seeds": str(len(found[method]))}
+        for metric, heading in METRICS.items():
+            row[heading] = _summary(values(found, method, metric), "{:.1f}")
+        for metric in ("slot_cosine", "same_slot_objects"):
+            mean = np.nanmean(values(found, method, metric))
+            row[FIDELITY[metric]] = (
+                f"{mean:.0f}" if "%" in FIDELITY[metric] else f"{mean / 100:.2f}"
+            )
+        for metric, heading in METRICS.items():
+            other = differences(found, method, metric)
+            row[f"{heading} - SlotMatch's"] = (
+                "-" if method == "slotmatch" else _summary(other, "{:+.1f}")
+            )
+        rows[NAMES[method]] = row
+    return pd.DataFrame(rows).T.rename_axis("method")
+
+
+def tried_table(methods: Iterable[str]) -> pd.DataFrame:
+    """Validation FG-ARI of every candidate of the methods with a choice; the best is chosen."""
+    rows = {}
+    for method in methods:
+        scores = {}
+        for setting in candidates()[method]:
+            path = _tried(method, setting)
+            if path.is_file():
+                found = read_results(path)["models"]["student"]["metrics"]["video_fg_ari"]
+                scores[setting] = 100 * float(np.nanmean(found))
+        if len(scores) > 1:
+            texts = [f"{own:.1f} ({setting})" for setting, own in scores.items()]
+            rows[NAMES[method]] = dict(zip(("lowest", "middle", "highest"), texts, strict=True))
+    return pd.DataFrame(rows).T.rename_axis("method")
+
+
+def plan_power(found: Found, kind: str = "with", **options: Any) -> pd.DataFrame:
+    """Chances of the plan as run, from the spread among the first three seeds of each loss.
+
+    In per cent: to show a difference of the margin in FG-ARI after correction, and to end within
+    the margin where there is no difference.
+    """
+    rows = {}
+    n_tests = len(choices(Added)) * len(METRICS)
+    for loss in choices(Added):
+        method = f"{kind}_{loss}"
+        if min(len(found.get(method, ())), len(found["slotmatch"])) < PILOT:
+            continue
+        row = {}
+        for metric, heading in METRICS.items():
+            between = differences(found, method, metric)
+            pilot = crossed(between[:PILOT])
+            chances = power(
+                pilot,
+                n_seeds=len(between),
+                n_videos=between.shape[1],
+                n_tests=n_tests,
+                **options,
+            )
+            row[f"{heading}, spread of seeds"] = f"{pilot.seeds**0.5:.1f}"
+            row[f"{heading}, chance to show 3 points"] = f"{100 * chances['shown']:.0f} %"
+            row[f"{heading}, chance to end within"] = f"{100 * chances['redundant']:.0f} %"
+        rows[NAMES[method]] = row
+    return pd.DataFrame(rows).T.rename_axis("loss")
+
+
+def curves(
+    found: Found, methods: Iterable[str], metric: str = "validation_video_fg_ari"
+) -> pd.DataFrame:
+    """A validation score during training, mean over seeds: a column of each method, in points."""
+    columns = {}
+    for method in methods:
+        if method in found:
+            runs = [run["models"]["student"]["curve"] for run in found[method]]
+            mean = np.mean([run[metric] for run in runs], axis=0)
+            columns[NAMES[method]] = pd.Series(100 * mean, index=runs[0]["step"])
+    return pd.DataFrame(columns).rename_axis("step").reset_index()
+
+
+def steps_needed(found: Found, method: str, score: float) -> int | None:
+    """Steps after which a method's mean validation FG-ARI first reached a score; None: never."""
+    curve = curves(found, [method])
+    reached = curve[curve[NAMES[method]] >= score]
+    return None if reached.empty else int(reached.step.iloc[0])
+
+
+def beta_curve() -> pd.DataFrame:
+    """Validation scores of seed 0 at the end of training for each beta that was run.
+
+    All at SlotMatch's learning rate; 0 is the training without the term.
+    """
+    own_rate = planned(Condition(), CHOSEN_ON).student.learning_rate
+    files = {
+        0.0: _tried("no_term", f"{own_rate:g}"),
+        0.3: Run(CHOSEN_ON, "beta_0.3", "", 0, "test").path,
+        **{float(setting): _tried("slotmatch", setting) for setting in candidates()["slotmatch"]},
+        30.0: Run(CHOSEN_ON, "beta_30", "", 0, "test").path,
+    }
+    rows = {}
+    for beta, path in files.items():
+        if path.is_file():
+            curve = read_results(path)["models"]["student"]["curve"]
+            rows[beta] = {
+                "FG-ARI": 100 * curve["validation_video_fg_ari"][-1],
+                "cosine x 100": 100 * curve["validation_slot_cosine"][-1],
+            }
+    return pd.DataFrame(rows).T.rename_axis("beta").reset_index()
+
+
+def _summary(scores: NDArray[np.float64], form: str) -> str:
+    scored = scores[:, ~np.isnan(scores).any(axis=0)]
+    if len(scored) < 2:
+        return form.format(scored.mean())
+    return _text(crossed(scored).interval(), form)
+
+
+def _signed(own: Interval) -> str:
+    return _text(own, "{:+.1f}")
+
+
+def _text(own: Interval, form: str) -> str:
+    low, high = (form.format(end) for end in (own.low, own.high))
+    return f"{form.format(own.mean)} [{low}, {high}]"
