@@ -12,27 +12,31 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from slotmatch.experiments.conditions import METHODS, Condition, candidates, planned
 from slotmatch.experiments.study import CHOSEN_ON, Run, chosen
+from slotmatch.reporting import plots
 from slotmatch.reporting.results import FIDELITY, read_results
 from slotmatch.reporting.stats import Interval, crossed
-from slotmatch.reporting.verdicts import Verdict, power, verdicts
+from slotmatch.reporting.verdicts import MARGIN, Verdict, power, verdicts
 from slotmatch.settings import Added, choices
 
 __all__ = [
     "METRICS",
     "NAMES",
+    "OTHERS",
     "beta_curve",
     "claim",
     "curves",
     "differences",
+    "forest",
     "judged",
     "plan_power",
     "read_study",
     "score_table",
-    "steps_needed",
+    "steps_saved",
     "tried_table",
     "values",
     "verdict_table",
@@ -64,6 +68,8 @@ NAMES: Mapping[str, str] = MappingProxyType(
     }
 )
 """Methods as tables and figures call them."""
+OTHERS = tuple(name for name in METHODS if not name.startswith(("with_", "only_")))
+"""Methods that are no loss beside SlotMatch or in its place."""
 MAX_SEEDS = 100
 PILOT = 3
 """Seeds from which the plan's power is computed."""
@@ -147,6 +153,27 @@ def claim(found: Mapping[str, Verdict]) -> str:
         parts.append(f"not run yet: {', '.join(left)}")
     end = "refuted at this scale" if groups["helps"] else "not shown"
     return f"The claim that all {len(every)} losses are redundant is {end}. {'; '.join(parts)}."
+
+
+def forest(found: Found, kind: str) -> Figure:
+    """Differences to SlotMatch of the losses of a kind, with verdicts and margin.
+
+    Raises:
+        ValueError: no loss of this kind has two seeds or more.
+    """
+    words = judged(found, kind)
+    intervals = {
+        heading: {
+            NAMES[f"{kind}_{loss}"]: _ends(own.intervals[metric]) for loss, own in words.items()
+        }
+        for metric, heading in METRICS.items()
+    }
+    return plots.forest(
+        intervals,
+        {NAMES[f"{kind}_{loss}"]: own.word for loss, own in words.items()},
+        margin=MARGIN,
+        xlabel="difference to SlotMatch (points)",
+    )
 
 
 def verdict_table(found: Found, kind: str) -> pd.DataFrame:
@@ -251,11 +278,22 @@ def curves(
     return pd.DataFrame(columns).rename_axis("step").reset_index()
 
 
-def steps_needed(found: Found, method: str, score: float) -> int | None:
-    """Steps after which a method's mean validation FG-ARI first reached a score; None: never."""
-    curve = curves(found, [method])
-    reached = curve[curve[NAMES[method]] >= score]
-    return None if reached.empty else int(reached.step.iloc[0])
+def steps_saved(found: Found, others: Iterable[str] = ("no_term", "teacher_recipe")) -> str:
+    """How soon SlotMatch is where methods without it end, in sentences."""
+    own = curves(found, ["slotmatch"])
+    said = []
+    for method in others:
+        if method not in found:
+            continue
+        other = curves(found, [method])
+        best = float(other[NAMES[method]].max())
+        reached = own.step[own[NAMES["slotmatch"]] >= best]
+        when = f"by step {reached.iloc[0]}" if len(reached) else "at no step"
+        said.append(
+            f"The best that *{NAMES[method]}* reaches in {other.step.iloc[-1]} steps, "
+            f"{best:.1f}, SlotMatch has {when}."
+        )
+    return " ".join(said)
 
 
 def beta_curve() -> pd.DataFrame:
@@ -286,6 +324,10 @@ def _summary(scores: NDArray[np.float64], form: str) -> str:
     if len(scored) < 2:
         return form.format(scored.mean())
     return _text(crossed(scored).interval(), form)
+
+
+def _ends(own: Interval) -> tuple[float, float, float]:
+    return own.mean, own.low, own.high
 
 
 def _signed(own: Interval) -> str:

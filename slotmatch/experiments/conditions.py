@@ -91,7 +91,7 @@ def candidates() -> dict[str, dict[str, Condition]]:
         "slotmatch": betas(1.0, 3.0, 10.0),
         "no_term": rates(alone),
         "teacher_recipe": rates({**alone, **recipe}),
-        **{f"beta_{name}": {name: own} for name, own in betas(0.3, 30.0).items()},
+        **{f"beta_{name}": {"": own} for name, own in betas(0.3, 30.0).items()},
         **{f"with_{loss}": weights(loss, {}) for loss in choices(Added)},
         **{f"only_{loss}": weights(loss, steady) for loss in choices(Added)},
         "no_contrast": one({"contrast_weight": 0.0}),
