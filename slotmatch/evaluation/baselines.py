@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from einops import reduce
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
@@ -21,7 +22,7 @@ from slotmatch.data import Clip
 from slotmatch.evaluation.scoring import columns, score_labels, score_masks
 from slotmatch.progress import hidden
 
-__all__ = ["block_grid", "chain", "kmeans_per_frame", "kmeans_per_video"]
+__all__ = ["block_grid", "chain", "colours_and_places", "kmeans_per_frame", "kmeans_per_video"]
 
 N_STARTS = 4
 """Runs of each k-means, of which the best counts."""
@@ -92,6 +93,30 @@ def kmeans_per_video(
         return _fit(own.reshape(-1, own.shape[-1]), count, seed).labels_.reshape(own.shape[:2])
 
     return _clustered(clips, features, n_clusters, cluster, progress)
+
+
+def colours_and_places(clips: Sequence[Clip], grid: int) -> list[np.ndarray]:
+    """Mean colour and place of each patch, (T,P,5) a clip: features of one that knows nothing else.
+
+    Each of the five has unit variance over all patches of all clips.
+
+    Raises:
+        ValueError: frames that do not divide into ``grid`` rows and columns.
+    """
+    found = []
+    for clip in clips:
+        if any(side % grid for side in clip.video.shape[1:3]):
+            raise ValueError(
+                f"{clip.id}: frames {clip.video.shape[1:3]} do not divide into {grid} x {grid}"
+            )
+        colours = reduce(
+            clip.video / 255, "t (gh h) (gw w) c -> t (gh gw) c", "mean", gh=grid, gw=grid
+        )
+        places = np.indices((grid, grid)).reshape(2, -1).T / grid
+        places = np.broadcast_to(places, (len(colours), *places.shape))
+        found.append(np.concatenate([colours, places], axis=-1))
+    spread = np.concatenate([own.reshape(-1, own.shape[-1]) for own in found]).std(0)
+    return [own / np.maximum(spread, np.finfo(float).eps) for own in found]
 
 
 def chain(centres: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -1,0 +1,146 @@
+"""The models that come with the package, and what is simple, on the test videos of each data set.
+
+``python -m slotmatch.experiments.standings minimovi_a ...`` writes the result files that the tables
+of the book are made from; with no name it does so for all four sets.
+"""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from slotmatch import data, evaluation, paths
+from slotmatch.data import Clip
+from slotmatch.evaluation import baselines
+from slotmatch.experiments.conditions import Condition, planned
+from slotmatch.experiments.select import read_features
+from slotmatch.model import VideoSlotModel, load
+from slotmatch.profiling import count_parameters
+from slotmatch.reporting import results
+from slotmatch.settings import Masks, Role, Size, choices
+
+__all__ = ["by_fact", "extremes", "facts", "measure", "path"]
+
+KEPT = ("video_fg_ari", "image_fg_ari", "video_mbo", "image_mbo", "j_and_f", "identity_switches")
+"""Metrics of the files, beside a student's fidelity."""
+DIGITS = 5
+BLOCKS = (3, 4)
+SMALL = 0.5
+"""Share of an object's largest area below which it counts as mostly hidden."""
+
+
+def path(dataset: str) -> Path:
+    """The result file of a data set."""
+    return paths.RESULTS / "standings" / f"{dataset}.json"
+
+
+def measure(dataset: str, output: Path, *, preset: Size = "mini") -> dict[str, Any]:
+    """Write the result file of a data set's test videos, as many as the study scores.
+
+    Teacher and student by their decoders' masks and by slot attention's, k-means of whole videos on
+    the features of each and on colours and places, told the true number of segments, a grid of
+    blocks, and the oracle of the patch grid; and ``facts`` of each video.
+    """
+    started = time.monotonic()
+    plan = planned(Condition(), dataset, preset=preset)
+    clips = plan.open("test")
+    models = {role: load(f"mini-{role}") for role in choices(Role)}
+    features = {role: read_features(plan, "test", own) for role, own in models.items()}
+    entries: dict[str, dict[str, Any]] = {}
+    ways: dict[str, Masks] = {"": "decoder", ", attention masks": "attention"}
+    for role, model in models.items():
+        for suffix, masks in ways.items():
+            scores = evaluation.evaluate(model, clips, features=features[role], masks=masks)
+            entries[f"{role}{suffix}"] = _identity(role, model) | {"metrics": _kept(scores)}
+    followed = {role: evaluation.follow(own, clips, features[role]) for role, own in models.items()}
+    agreement = evaluation.fidelity(followed["student"], followed["teacher"], clips)
+    entries["student"]["metrics"] |= _rounded(agreement)
+    for role, own in features.items():
+        assert own is not None
+        scores = baselines.kmeans_per_video(clips, own, "true")
+        entries[f"k-means, {role}'s features"] = {"metrics": _kept(scores)}
+    grid = models["teacher"].config.grid
+    simple = {
+        "k-means, colours and places": baselines.kmeans_per_video(
+            clips, baselines.colours_and_places(clips, grid), "true"
+        ),
+        "grid of blocks": baselines.block_grid(clips, *BLOCKS),
+        "oracle of the patch grid": evaluation.grid_oracle(clips, grid),
+    }
+    entries |= {name: {"metrics": _kept(scores)} for name, scores in simple.items()}
+    content = results.run_results(
+        config={role: model.config for role, model in models.items()},
+        seeds=[0],
+        dataset=dataset,
+        split="test",
+        ids=[clip.id for clip in clips],
+        models=entries,
+        started=started,
+        facts=facts(clips),
+    )
+    return results.write_results(output, content)
+
+
+def facts(clips: Sequence[Clip]) -> dict[str, list[float]]:
+    """What may make a video hard, a value a video.
+
+    ``objects``: their number. ``coverage``: share of pixels that belong to one. ``hidden``: share
+    of objects and frames in which less than half of the object's largest area is in view.
+    """
+    found: dict[str, list[float]] = {"objects": [], "coverage": [], "hidden": []}
+    for clip in clips:
+        ids = np.unique(clip.labels[clip.labels > 0])
+        areas = np.stack([(clip.labels == own).sum((1, 2)) for own in ids])
+        found["objects"].append(len(ids))
+        found["coverage"].append(round(float((clip.labels > 0).mean()), DIGITS))
+        hidden = areas < SMALL * areas.max(axis=1, keepdims=True)
+        found["hidden"].append(round(float(hidden.mean()), DIGITS))
+    return found
+
+
+def by_fact(content: Mapping[str, Any], fact: str, n_groups: int = 5) -> pd.DataFrame:
+    """Mean video FG-ARI of teacher and student in groups of videos alike in a fact, times 100.
+
+    Groups hold equally many videos, or fewer groups where a fact has few values. The column of the
+    fact holds its mean in each.
+    """
+    frame = pd.DataFrame({fact: content["facts"][fact]})
+    for role in choices(Role):
+        frame[role] = 100 * np.array(content["models"][role]["metrics"]["video_fg_ari"])
+    groups = pd.qcut(frame[fact], n_groups, duplicates="drop")
+    return frame.groupby(groups, observed=True).mean().reset_index(drop=True)
+
+
+def extremes(content: Mapping[str, Any], n: int = 2) -> dict[str, list[int]]:
+    """Numbers of the videos in which the student is farthest behind its teacher, and ahead."""
+    teacher, student = (
+        np.array(content["models"][role]["metrics"]["video_fg_ari"])
+        for role in ("teacher", "student")
+    )
+    order = np.argsort(np.nan_to_num(student - teacher), kind="stable")
+    return {"behind": order[:n].tolist(), "ahead": order[::-1][:n].tolist()}
+
+
+def _identity(role: str, model: VideoSlotModel) -> dict[str, Any]:
+    return {
+        "parameters": count_parameters(model)["total"][0],
+        "checkpoint": paths.checksum(paths.WEIGHTS / f"mini-{role}.safetensors"),
+    }
+
+
+def _kept(scores: dict[str, list[float]]) -> dict[str, list[float]]:
+    return _rounded({name: scores[name] for name in KEPT})
+
+
+def _rounded(scores: dict[str, list[float]]) -> dict[str, list[float]]:
+    return {name: np.round(values, DIGITS).tolist() for name, values in scores.items()}
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or data.EMBEDDED:
+        data.check_name(name)
+        measure(name, path(name))
