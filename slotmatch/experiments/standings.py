@@ -27,6 +27,12 @@ __all__ = ["by_fact", "extremes", "facts", "measure", "path"]
 
 KEPT = ("video_fg_ari", "image_fg_ari", "video_mbo", "image_mbo", "j_and_f", "identity_switches")
 """Metrics of the files, beside a student's fidelity."""
+HEADINGS = {name: results.SCORES[name] for name in KEPT if name in results.SCORES} | {
+    "identity_switches": "identity switches",
+    "parameters": "parameters",
+}
+"""Columns of the table of a data set."""
+DIFFERENCES = {"video_fg_ari": "FG-ARI", "video_mbo": "mBO"}
 DIGITS = 5
 BLOCKS = (3, 4)
 SMALL = 0.5
@@ -36,6 +42,21 @@ SMALL = 0.5
 def path(dataset: str) -> Path:
     """The result file of a data set."""
     return paths.RESULTS / "standings" / f"{dataset}.json"
+
+
+def read_standings() -> dict[str, dict[str, Any]]:
+    """The result file of every embedded data set that was scored.
+
+    Raises:
+        FileNotFoundError: none was.
+    """
+    found = {name: path(name) for name in data.EMBEDDED}
+    there = {name: results.read_results(own) for name, own in found.items() if own.is_file()}
+    if not there:
+        raise FileNotFoundError(
+            "no data set was scored; run python -m slotmatch.experiments.standings"
+        )
+    return there
 
 
 def measure(dataset: str, output: Path, *, preset: Size = "mini") -> dict[str, Any]:
@@ -100,6 +121,21 @@ def facts(clips: Sequence[Clip]) -> dict[str, list[float]]:
         hidden = areas < SMALL * areas.max(axis=1, keepdims=True)
         found["hidden"].append(round(float(hidden.mean()), DIGITS))
     return found
+
+
+def difference_table(found: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Student minus teacher of each data set in points, and how the student follows."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name, content in found.items():
+        texts = results.numbers(content)
+        rows[name] = {
+            heading: results.difference(content, "student", "teacher", metric)
+            for metric, heading in DIFFERENCES.items()
+        } | {
+            results.FIDELITY[metric]: texts[f"student_{metric}"]
+            for metric in ("slot_cosine", "slot_cosine_last", "same_slot_objects")
+        }
+    return pd.DataFrame(rows).T.rename_axis("student - teacher")
 
 
 def by_fact(content: Mapping[str, Any], fact: str, n_groups: int = 5) -> pd.DataFrame:
