@@ -307,6 +307,7 @@
 
   document.querySelectorAll(`[data-slotmatch="${data.id}"]:not([data-ready])`).forEach((root, number) => {
     root.dataset.ready = "loading";
+    root.slotmatch = data;
     start(root, `${document.querySelectorAll("[data-ready]").length}-${number}`)
       .catch(error => console.error(error));
   });

@@ -28,7 +28,7 @@ from slotmatch.reporting import plots
 if TYPE_CHECKING:
     import ipywidgets
 
-__all__ = ["SlotBrowser", "browse"]
+__all__ = ["SlotBrowser", "asset", "browse"]
 
 _NO_SLOT = 255  # in a stored label picture; JavaScript knows the same number
 _MAX_FRAME_SIDE = 320
@@ -259,14 +259,14 @@ class SlotBrowser:
         return (
             f'<div class="slotmatch-browser" data-slotmatch="{digest}" '
             f'role="group" aria-label="{name}">\n'
-            f"<style>\n{_asset('browser.css')}</style>\n{title}"
+            f"<style>\n{asset('browser.css')}</style>\n{title}"
             f'<img class="sb-static" alt="{description}" src="{_uri(self.png, "png")}">\n'
-            f"</div>\n<script>\n{_asset('browser.js').rstrip()}({payload});\n</script>\n"
+            f"</div>\n<script>\n{asset('browser.js').rstrip()}({payload});\n</script>\n"
         )
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write a page of its own that opens from disk, replacing ``path`` in one step."""
-        page = string.Template(_asset("page.html")).substitute(
+        page = string.Template(asset("page.html")).substitute(
             title=html.escape(self.label or "Slot masks"), body=self.html
         )
         with paths.atomic(path) as temporary:
@@ -502,5 +502,6 @@ def _uri(data: bytes, subtype: str) -> str:
     return f"data:image/{subtype};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """The text of a file of this package that goes into pages."""
     return (files("slotmatch.browser") / name).read_text(encoding="utf-8")

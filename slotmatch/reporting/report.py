@@ -249,6 +249,7 @@ def reproduce(*, preset: str = "mini", output: Path = paths.REPOSITORY) -> Path:
         )
         ran = run_notebook(notebook, executed, parameters)
         _say(f"{notebook.stem}: {_outcome(ran, started)}")
+        _stage_static(output / "_build" / "runs" / notebook.stem, source)
     started = time.monotonic()
     built = build_book(source, output)
     _say(f"book: {_outcome(built, started)}")
@@ -284,6 +285,12 @@ def _stage_pages(source: Path) -> None:
     for stale in source.glob("notebooks/*.ipynb"):
         if stale.name not in kept:
             stale.unlink()
+
+
+def _stage_static(run: Path, source: Path) -> None:
+    """Copy what a run left for its page to load, in a folder ``static``, to where Sphinx looks."""
+    if (run / "static").is_dir():
+        shutil.copytree(run / "static", source / "_static", dirs_exist_ok=True)
 
 
 def _refuse_unknown(names: Iterable[str], choices: list[str], notebook: str) -> None:
