@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from scipy.stats import spearmanr
-from torch import Tensor
+from torch import Tensor, nn
 
 from slotmatch import paths
 from slotmatch.backbones import Features
@@ -36,7 +37,7 @@ from slotmatch.training.loading import Batch
 from slotmatch.training.step import slotmatch_step
 from slotmatch.training.student import PROJECTED, Student
 
-__all__ = ["gradient_shares", "mask_bound", "measure", "there_and_back"]
+__all__ = ["gradient_shares", "mask_bound", "measure", "slopes_of", "there_and_back"]
 
 OWN = ("reconstruction", "contrast", "match")
 """Losses that a student has already."""
@@ -60,17 +61,34 @@ def mask_bound(decoder: MLPDecoder, first: Tensor, second: Tensor) -> tuple[Tens
     masks = decoder(flat.flatten(0, 1), reconstruct=False)[0].unflatten(0, flat.shape[:2])
     distance = (masks[0] - masks[1]).norm(dim=-2)
 
-    def logits(slot: Tensor) -> Tensor:
-        return decoder.logits(slot[None, None])[0, 0]
-
-    gradient = torch.func.vmap(torch.func.jacrev(logits))
     steepest = torch.zeros_like(distance)
     for share in torch.linspace(0, 1, ON_THE_WAY).tolist():
         between = (1 - share) * first + share * second
-        slopes = torch.stack([gradient(frame).norm(dim=-1).amax(0) for frame in between])
-        steepest = torch.maximum(steepest, slopes)
+        slopes = rearrange(
+            slopes_of(decoder, rearrange(between, "t k d -> (t k) d")),
+            "(t k) p -> t k p",
+            t=len(between),
+        )
+        steepest = torch.maximum(steepest, slopes.amax(1))
     gap = (first - second).square().sum((-1, -2)).sqrt()
     return distance, steepest / 2 * gap[:, None]
+
+
+def slopes_of(decoder: MLPDecoder, slots: Tensor) -> Tensor:
+    """Norms (N,P) of the exact gradients of each patch's logit with respect to slots (N,D).
+
+    A patch's logit sees slot and place through their sum alone, so one backward pass to the places
+    gives all patches at once.
+    """
+    first, last = cast("nn.Linear", decoder.layers[0]), cast("nn.Linear", decoder.layers[-1])
+
+    def total(places: Tensor, slot: Tensor) -> Tensor:
+        return (decoder._hidden(first(slot)[None, None], places) @ last.weight[-1]).sum()
+
+    gradients = torch.func.vmap(torch.func.grad(total), in_dims=(None, 0))
+    places = F.linear(decoder.positions, first.weight)
+    norms: Tensor = (gradients(places, slots) @ first.weight).norm(dim=-1)
+    return norms
 
 
 def gradient_shares(
