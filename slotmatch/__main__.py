@@ -100,6 +100,10 @@ def check(arguments: argparse.Namespace) -> None:
     print(report)
     if report.missing:
         raise FileNotFoundError(f"not all of {report.name} is in {report.folder}")
+    if report.differs:
+        raise ValueError(
+            f"{report.folder} is not {report.name} as published: its scores cannot be compared"
+        )
 
 
 def download(arguments: argparse.Namespace) -> None:

@@ -299,11 +299,11 @@ def test_check_tells_what_is_there_and_what_is_not(folder, capsys):
     write_movi([clip()], folder.parents[2], "movi_e", "validation")
     (folder / SECOND).unlink()
     report = data.check("movi_e")
-    assert report.present == (
-        "validation: 1 of 1 videos in 1 of 1 shards (the published set has 250 videos)",
-    )
-    assert report.missing == (
-        "train: 2 of 5 videos in 1 of 2 shards (the published set has 9749 videos)",
+    assert report.present == ("validation: 1 of 1 videos in 1 of 1 shards",)
+    assert report.missing == ("train: 2 of 5 videos in 1 of 2 shards",)
+    assert report.differs == (
+        "train: 5 videos, 9749 are published",
+        "validation: 1 videos, 250 are published",
     )
     assert report.how == "python -m slotmatch data download movi_e"
     assert main(["data", "check", "movi_e"]) == 1

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -307,8 +308,7 @@ def test_check_of_a_whole_set_finds_nothing_missing(youtube):
     report = data.check("ytvis2021", youtube)
     assert report.missing == ()
     assert report.present == (
-        "train/instances.json: 2 videos (1 train, 1 validation), 1 objects; the published file "
-        "has 2985 videos",
+        "train/instances.json: 2 videos (1 train, 1 validation), 1 objects",
         "train/JPEGImages: 4 of 4 frames",
     )
 
@@ -395,11 +395,20 @@ def test_frames_in_grey_become_rgb(youtube):
     np.testing.assert_array_equal(clip.video[0], np.full((H, W, 3), 200))
 
 
-def test_command_says_what_is_there_and_fails_when_something_is_missing(youtube, capsys):
-    assert main(["data", "check", "ytvis2021", "--root", str(youtube)]) == 0
-    shown = capsys.readouterr().out
-    assert shown.startswith(f"ytvis2021 in {youtube / 'ytvis2021'}\n")
-    assert "4 of 4 frames" in shown
+def test_command_says_what_is_there_and_fails_when_something_is_missing(
+    youtube, monkeypatch, capsys
+):
+    command = ["data", "check", "ytvis2021", "--root", str(youtube)]
+    assert main(command) == 1
+    shown = capsys.readouterr()
+    assert shown.out.startswith(f"ytvis2021 in {youtube / 'ytvis2021'}\n")
+    assert "4 of 4 frames" in shown.out
+    assert "differs: train/instances.json: 2 videos, 2985 are published" in shown.out
+    assert "is not ytvis2021 as published" in shown.err
+    whole = replace(ytvis._LAYOUTS["ytvis2021"], n_videos=2)
+    monkeypatch.setitem(ytvis._LAYOUTS, "ytvis2021", whole)
+    assert main(command) == 0
+    assert "differs" not in capsys.readouterr().out
     assert main(["data", "check", "ovis", "--root", str(youtube)]) == 1
     shown = capsys.readouterr()
     assert "missing: annotations_train.json" in shown.out

@@ -68,6 +68,7 @@ class Report:
         present: One line for each thing that is there.
         missing: One line for each thing that is not, or is damaged.
         how: How to get what is missing.
+        differs: One line for each thing that is there in another number than published.
     """
 
     name: str
@@ -75,10 +76,12 @@ class Report:
     present: tuple[str, ...]
     missing: tuple[str, ...]
     how: str
+    differs: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.name} in {self.folder}"]
         lines += [f"  there:   {line}" for line in self.present]
+        lines += [f"  differs: {line}" for line in self.differs]
         lines += [f"  missing: {line}" for line in self.missing]
         return "\n".join([*lines, f"  how to get it: {self.how}"] if self.missing else lines)
 

@@ -223,7 +223,7 @@ def check(name: str, root: str | PathLike[str] | None = None) -> Report:
         missing = [f"{split}: {n or 'all'} videos" for split, n in PUBLISHED[name].items()]
         return Report(name, folder, (), tuple(missing), command(name))
     present: list[str] = []
-    missing = []
+    missing, differs = [], []
     for entry in read_splits(folder, name).values():
         shards = [shard for shard in entry.shards if (folder / shard).is_file()]
         starts, damaged = _starts(folder, entry, shards, progress=False)
@@ -234,10 +234,12 @@ def check(name: str, root: str | PathLike[str] | None = None) -> Report:
         )
         published = PUBLISHED[name].get(entry.split)
         if published not in (None, entry.n_videos):
-            line += f" (the published set has {published} videos)"
+            differs.append(f"{entry.split}: {entry.n_videos} videos, {published} are published")
         (present if whole == entry.n_videos else missing).append(line)
         missing += damaged.values()
-    return Report(name, folder, tuple(present), tuple(missing), command(name))
+    return Report(
+        name, folder, tuple(present), tuple(missing), command(name), differs=tuple(differs)
+    )
 
 
 def _starts(

@@ -210,7 +210,7 @@ def check(name: str, root: str | PathLike[str] | None = None, *, overlaps: bool 
     """
     layout, folder = _LAYOUTS[name], _folder(name, root)
     annotations, frames = _find(name, root)
-    present, missing = [], []
+    present, missing, differs = [], [], []
     listed: list[str] = []
     if annotations is None:
         missing.append(f"{layout.annotations[0]}, the videos and their masks")
@@ -224,7 +224,7 @@ def check(name: str, root: str | PathLike[str] | None = None, *, overlaps: bool 
             here = annotations.relative_to(folder)
             line = f"{here}: {len(ids)} videos ({_phrase(counts)}), {n_objects} objects"
             if len(ids) != layout.n_videos:
-                line += f"; the published file has {layout.n_videos} videos"
+                differs.append(f"{here}: {len(ids)} videos, {layout.n_videos} are published")
             present.append(line)
             if not n_objects:
                 missing.append(f"masks in {here}: this is not the file of the train videos")
@@ -245,7 +245,9 @@ def check(name: str, root: str | PathLike[str] | None = None, *, overlaps: bool 
             f"validation: {sum(found.values())} pixels of {len(found)} videos belong to several "
             "objects"
         )
-    return Report(name, folder, tuple(present), tuple(missing), _how(name, root))
+    return Report(
+        name, folder, tuple(present), tuple(missing), _how(name, root), differs=tuple(differs)
+    )
 
 
 def read_annotations(path: str | PathLike[str]) -> tuple[Video, ...]:
