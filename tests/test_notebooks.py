@@ -17,8 +17,11 @@ from slotmatch.reporting.results import FIDELITY
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 
 
-def test_there_are_five() -> None:
-    assert NAMES == ["01_data", "02_teacher", "03_distill", "05_efficiency", "08_real_video"]
+def test_there_are_six() -> None:
+    assert [
+        *("01_data", "02_teacher", "03_distill", "05_efficiency"),
+        *("07_browse", "08_real_video"),
+    ] == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -64,11 +67,13 @@ def test_what_does_not_exist_is_refused_in_the_first_cell(
 
 @pytest.mark.slow
 def test_each_run_says_what_it_was(book: Book) -> None:
-    for name in NAMES:
+    told = dict.fromkeys(NAMES, ("minimovi_a", 3))
+    told |= {"07_browse": ("minimovi", 3)}
+    told |= {"08_real_video": ("davis2016", 5)}  # without its files it shows what is committed
+    for name, (dataset, n_videos) in told.items():
         results = book.results(name)
-        real = name == "08_real_video"  # without its files here it shows what is committed
-        assert results["data"]["name"] == ("davis2016" if real else "minimovi_a")
-        assert len(results["data"]["ids"]) == (5 if real else 3)
+        assert results["data"]["name"] == dataset
+        assert len(results["data"]["ids"]) == n_videos
         assert results["environment"]["packages"]["torch"]
         for model, entry in results["models"].items():
             assert {"video_fg_ari", "video_mbo"} <= set(entry["metrics"]), f"{name}: {model}"
