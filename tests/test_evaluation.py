@@ -117,6 +117,29 @@ def test_score_on_gives_means_over_the_clips():
     }
 
 
+@pytest.mark.parametrize("n_processes", [2, 3, 7])
+def test_processes_share_the_clips_and_find_the_same(n_processes):
+    clips, model = random_clips(5), VideoSlotModel(MODEL)
+    features = np.random.default_rng(1).standard_normal((5, 5, 9, 6)).astype(np.float16)
+    parts = []
+
+    class SentError(Exception):
+        pass
+
+    def send(rows):
+        parts.append(rows)
+        raise SentError
+
+    for number in range(n_processes):
+        with pytest.raises(SentError):
+            score_on(clips, features, process=(number, n_processes), gather=send)(model)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    everything = [row for rows in parts for row in rows]
+    assert len(everything) == 5
+    shared = score_on(clips, features, process=(0, n_processes), gather=lambda _: everything)
+    assert shared(model) == pytest.approx(score_on(clips, features)(model), abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -399,4 +399,7 @@ def test_command_runs_in_two_processes_as_in_one(tmp_path):
             assert done.stdout.count("weights: ") == 1  # of two processes one speaks
     one, two = (pd.read_csv(tmp_path / n / LOG) for n in "12")
     np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-4)
+    # Each of the two scored its part of the validation videos.
+    for name in ("validation_video_fg_ari", "validation_video_mbo"):
+        np.testing.assert_allclose(two[name], one[name], atol=1e-3)
     assert read_results(tmp_path / "2" / "results.json")["processes"] == 2

@@ -4,12 +4,14 @@ What exactly is scored differs between papers: see `slotmatch.evaluation.protoco
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
 from slotmatch import metrics
@@ -168,25 +170,43 @@ def score_on(
     batch_size: int = 4,
     masks: Masks | None = None,
     protocol: Protocol = ORIGINAL,
+    process: tuple[int, int] = (0, 1),
+    gather: Callable[[list[dict[str, float]]], list[dict[str, float]]] = list,
 ) -> Callable[[VideoSlotModel], dict[str, float]]:
     """A model's mean scores on a few clips, as ``training.train`` wants them for ``validate``.
 
     Clips that are read when asked for are read anew each time. The function returned gives
     ``video_fg_ari``, ``image_fg_ari`` and ``video_mbo``, joined as ``metrics.dataset_metrics``
-    does. Arguments are those of ``evaluate``.
+    does. Arguments are those of ``evaluate``, and for processes that share the work:
+
+    Args:
+        process: number of this process and how many there are. Each scores a part of the clips; a
+            model that draws its initial slots is scored whole by each, since a draw depends on the
+            place of a video.
+        gather: joins the lists of all processes in their order, as ``accelerate.utils`` has it.
     """
+    n_clips = min(len(clips), protocol.n_videos or len(clips))
+    kept = None if features is None else Features.of(features)
+    if kept is not None and len(kept) != len(clips):
+        raise ValueError(f"got features of {len(kept)} videos for {len(clips)} clips")
 
     def validate(model: VideoSlotModel) -> dict[str, float]:
-        found = evaluate(
-            model,
-            clips,
-            features=features,
-            batch_size=batch_size,
-            masks=masks,
-            protocol=protocol,
-            progress=False,
-        )
-        scores = joined(found)
+        shared = process[1] > 1 and model.config.initial_slots != "sampled"
+        number, total = process if shared else (0, 1)
+        part = range(n_clips * number // total, n_clips * (number + 1) // total)
+        rows: list[dict[str, float]] = []
+        if part or not shared:
+            found = evaluate(
+                model,
+                Subset(clips, part),  # type: ignore[arg-type]
+                features=kept and replace(kept, array=kept.array[part.start : part.stop]),
+                batch_size=batch_size,
+                masks=masks,
+                protocol=replace(protocol, n_videos=None),
+                progress=False,
+            )
+            rows = [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
+        scores = joined(columns(gather(rows) if shared else rows))
         return {name: scores[name] for name in VALIDATED}
 
     return validate

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from accelerate.utils import gather_object
+
 from slotmatch import paths
 from slotmatch.data.decoded import DecodedClips
 from slotmatch.evaluation import evaluate_samples, protocol_for, score_on
@@ -105,7 +107,13 @@ def run(
         output=output,
         teacher=teacher,
         teacher_clips=guide_clips,
-        validate=score_on(few, features, protocol=protocol) if state.is_main_process else None,
+        validate=score_on(
+            few,
+            features,
+            protocol=protocol,
+            process=(state.process_index, state.num_processes),
+            gather=gather_object,
+        ),
         workers=workers,
     )
     path = output / f"{role}.safetensors"

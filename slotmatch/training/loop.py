@@ -91,8 +91,9 @@ def train(
             its decoder if no term looks at that; it never changes.
         teacher_clips: the teacher's features of the same N videos in the same order, or these
             videos. Left out if teacher and student read the same.
-        validate: called with the model every ``validate_every`` steps and after the last, by the
-            first process; its numbers join the log. The bar shows an entry ``video_fg_ari``.
+        validate: called with the model every ``validate_every`` steps and after the last, in every
+            process, which may share the work (``evaluation.score_on``); its numbers join the log.
+            The bar shows an entry ``video_fg_ari``.
         workers: processes that read ahead (``loading.batches``); they do not change the result.
         progress: shows a bar; None: if the output is a terminal.
 
@@ -132,7 +133,7 @@ def train(
                 row |= _collapse(output_of_step.slots, output_of_step.attention)
                 if validated and may_warn and done > config.warmup_steps:
                     may_warn = not _warn_of_collapse(done, row)
-                if validated and validate is not None and is_first:
+                if validated and validate is not None:
                     row |= _validation(model, validate)
                 rows.append(row | {"seconds": time.perf_counter() - started})
                 shown |= _summary(row)
