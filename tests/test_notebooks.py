@@ -17,10 +17,14 @@ from slotmatch.reporting.results import FIDELITY
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 
 
-def test_there_are_six() -> None:
+READING = ("04_tables", "06_redundancy")
+"""Those that show committed results, whatever the preset."""
+
+
+def test_there_are_nine() -> None:
     assert [
-        *("01_data", "02_teacher", "03_distill", "05_efficiency"),
-        *("07_browse", "08_real_video"),
+        *("00_slots", "01_data", "02_teacher", "03_distill", "04_tables", "05_efficiency"),
+        *("06_redundancy", "07_browse", "08_real_video"),
     ] == NAMES
 
 
@@ -50,6 +54,8 @@ def test_the_shell_tells_the_explanations() -> None:
         ("03_distill", "dataset=movid", "no data set is called 'movid'"),
         ("03_distill", "datset=minimovi_a", "did you mean 'dataset'"),
         ("03_distill", "preset=tiny", "preset must be one of ('smoke', 'mini', 'paper')"),
+        ("04_tables", "preset=paper", "mini size, embedded backbones"),
+        ("06_redundancy", "backbone=dinov2_vits14", "run at mini size with embedded backbones"),
         ("08_real_video", "dataset=minimovi_a", "not real video; choose davis2016 or davis2017"),
     ],
 )
@@ -68,7 +74,8 @@ def test_what_does_not_exist_is_refused_in_the_first_cell(
 @pytest.mark.slow
 def test_each_run_says_what_it_was(book: Book) -> None:
     told = dict.fromkeys(NAMES, ("minimovi_a", 3))
-    told |= {"07_browse": ("minimovi", 3)}
+    told |= dict.fromkeys(READING, ("minimovi_a", 300))
+    told |= {"00_slots": ("minimovi_a", 1), "07_browse": ("minimovi", 3)}
     told |= {"08_real_video": ("davis2016", 5)}  # without its files it shows what is committed
     for name, (dataset, n_videos) in told.items():
         results = book.results(name)

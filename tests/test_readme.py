@@ -10,6 +10,7 @@ import pandas as pd
 
 from slotmatch import data
 from slotmatch.backbones import weights_checksum
+from slotmatch.experiments import answers
 from slotmatch.model import load
 from slotmatch.paths import REPOSITORY, RESULTS
 from slotmatch.profiling import Ratio, times_faster
@@ -196,6 +197,11 @@ def shipped() -> list[str]:
     ]
 
 
+def claim() -> list[str]:
+    """What the study has shown so far."""
+    return [answers.claim(answers.judged(answers.read_study(), "with"))]
+
+
 def prose(name: str) -> str:
     """A page without code blocks and addresses, single spaces."""
     page = re.sub(r"```.*?```|https?://\S+", "", (REPOSITORY / name).read_text(), flags=re.DOTALL)
@@ -207,6 +213,7 @@ def test_every_number_of_the_readme_is_that_of_its_file() -> None:
     assert f"```\n{table}\n```" in (REPOSITORY / "README.md").read_text()
     text = prose("README.md")
     parts = (main_run, seeds, scale, benchmark_table, like_beside_like, training, memory, shipped)
+    parts += (claim,)
     sentences = [sentence for part in parts for sentence in part()]
     assert [sentence for sentence in sentences if sentence not in text] == []
     for sentence in sentences:
