@@ -205,6 +205,14 @@ def test_beta_curve_reads_one_rate(study_of: Callable[..., None]) -> None:
     assert curve["cosine x 100"].tolist() == pytest.approx([10, 80, 80, 80, 80])
 
 
+def test_what_was_not_run_is_named(study_of: Callable[..., None]) -> None:
+    study_of({"slotmatch": 0, "hungarian": 0})
+    found = answers.read_study()
+    told = answers.not_run(found, ["slotmatch", "shifted", "own_start"])
+    assert told == "Not run yet: shifted by one (wrong), own initial slots."
+    assert answers.not_run(found, ["slotmatch", "hungarian"]) == ""
+
+
 def test_every_candidate_is_listed(study_of: Callable[..., None]) -> None:
     study_of({"slotmatch": 0, "hungarian": 0})
     table = answers.tried_table(METHODS)

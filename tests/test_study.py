@@ -79,7 +79,7 @@ def test_conditions_differ_from_slotmatch_in_what_their_name_says() -> None:
             assert own.n_videos == base.n_videos
             assert bool(own.student.added) == method.startswith(("with_", "only_"))
             assert (own.models == base.models) != method.startswith("teacher_eyes")
-            if "no_term" in method or method.startswith("only_"):
+            if "no_term" in method or method.startswith(("only_", "image_only")):
                 assert own.student.match_weight == 0
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "differences",
     "forest",
     "judged",
+    "not_run",
     "plan_power",
     "read_study",
     "score_table",
@@ -51,6 +52,7 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "teacher_recipe": "teacher's recipe",
         "beta_0.3": "beta 0.3",
         "beta_30": "beta 30",
+        "image_only": "single frames, no term",
         "no_contrast": "no contrast",
         "half_contrast": "half the contrast",
         "no_reconstruction": "no reconstruction",
@@ -217,6 +219,12 @@ def score_table(found: Found, methods: Iterable[str]) -> pd.DataFrame:
             )
         rows[NAMES[method]] = row
     return pd.DataFrame(rows).T.rename_axis("method")
+
+
+def not_run(found: Found, methods: Iterable[str]) -> str:
+    """A sentence that names the methods without results; empty if all have some."""
+    names = [NAMES[method] for method in methods if method not in found]
+    return f"Not run yet: {', '.join(names)}." if names else ""
 
 
 def tried_table(methods: Iterable[str]) -> pd.DataFrame:

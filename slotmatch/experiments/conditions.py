@@ -73,6 +73,8 @@ def candidates() -> dict[str, dict[str, Condition]]:
     teacher = base.models.teacher
     eyes = {"backbone": teacher.backbone, "image_size": teacher.image_size}
     everything = tuple(INHERITABLE)
+    frames = {"batch_size": base.student.batch_size * base.student.clip_length, "clip_length": 1}
+    images = {**steady, **frames, "doublings": (), "contrast_weight": 0.0}
 
     def rates(training: Mapping[str, Any]) -> dict[str, Condition]:
         return {f"{own:g}": Condition({**training, "learning_rate": own}) for own in RATES}
@@ -94,6 +96,7 @@ def candidates() -> dict[str, dict[str, Condition]]:
         **{f"beta_{name}": {"": own} for name, own in betas(0.3, 30.0).items()},
         **{f"with_{loss}": weights(loss, {}) for loss in choices(Added)},
         **{f"only_{loss}": weights(loss, steady) for loss in choices(Added)},
+        "image_only": one(images),
         "no_contrast": one({"contrast_weight": 0.0}),
         "half_contrast": one({"contrast_weight": base.student.contrast_weight / 2}),
         "no_reconstruction": one({"reconstruction_weight": 0.0}),
