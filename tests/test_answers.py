@@ -214,7 +214,9 @@ def test_what_was_not_run_is_named(study_of: Callable[..., None]) -> None:
 
 
 def test_every_candidate_is_listed(study_of: Callable[..., None]) -> None:
-    study_of({"slotmatch": 0, "hungarian": 0})
-    table = answers.tried_table(METHODS)
+    study_of({"slotmatch": 0, "hungarian": 0, "with_features": 0})
+    first = next(iter(candidates()["with_features"]))
+    Run("minimovi_a", "with_features", first, 0, "validation").path.unlink()
+    table = answers.tried_table(METHODS)  # of features not all were tried
     assert table.loc["SlotMatch"].tolist() == ["50.0 (1)", "51.0 (3)", "50.0 (10)"]
     assert list(table.index) == ["SlotMatch"]

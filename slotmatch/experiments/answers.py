@@ -228,7 +228,7 @@ def not_run(found: Found, methods: Iterable[str]) -> str:
 
 
 def tried_table(methods: Iterable[str]) -> pd.DataFrame:
-    """Validation FG-ARI of every candidate of the methods with a choice; the best is chosen."""
+    """Validation FG-ARI of the candidates of each method that has made its choice: the best."""
     rows = {}
     for method in methods:
         scores = {}
@@ -237,7 +237,7 @@ def tried_table(methods: Iterable[str]) -> pd.DataFrame:
             if path.is_file():
                 found = read_results(path)["models"]["student"]["metrics"]["video_fg_ari"]
                 scores[setting] = 100 * float(np.nanmean(found))
-        if len(scores) > 1:
+        if len(scores) == len(candidates()[method]) > 1:
             texts = [f"{own:.1f} ({setting})" for setting, own in scores.items()]
             rows[NAMES[method]] = dict(zip(("lowest", "middle", "highest"), texts, strict=True))
     return pd.DataFrame(rows).T.rename_axis("method")
