@@ -7,8 +7,11 @@ from tiny import normal, tiny
 
 from slotmatch.experiments.implications import (
     COMPARED,
+    MEASURES,
     gradient_shares,
     mask_bound,
+    measures_table,
+    shares_table,
     there_and_back,
 )
 from slotmatch.model import VideoSlotModel
@@ -82,3 +85,18 @@ def test_squared_error_and_cosine_pull_alike_where_lengths_agree(pair) -> None:
 def test_a_long_video_goes_there_and_back() -> None:
     frames = np.arange(4)[:, None, None]
     assert there_and_back(frames, 3)[:, 0, 0].tolist() == [0, 1, 2, 3, 2, 1, 0, 1, 2, 3]
+
+
+def test_tables_are_means_and_shares_of_the_file() -> None:
+    values = {name: [0.5, 1.5, float("nan")] for name in MEASURES}
+    shares = {name: [0.9, 0.8] for name in COMPARED}
+    content = {
+        "models": {"student, measures": {"metrics": values}},
+        "shares": {"step": [250, 500], **shares},
+    }
+    table = measures_table(content)
+    assert len(table) == len(MEASURES)
+    assert table["mean over videos"].str.startswith("1.000 [").all()
+    found = shares_table(content)
+    assert found["step"].tolist() == [250, 500]
+    assert found["slot error"].tolist() == [0.9, 0.8]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -30,14 +31,22 @@ from slotmatch.experiments.students import train_student
 from slotmatch.metrics import label_maps, mask_entropy
 from slotmatch.model import VideoSlotModel, load
 from slotmatch.model.modules import MLPDecoder
-from slotmatch.reporting import results
+from slotmatch.reporting import results, stats
 from slotmatch.settings import Added, choices
 from slotmatch.training import TrainConfig
 from slotmatch.training.loading import Batch
 from slotmatch.training.step import slotmatch_step
 from slotmatch.training.student import PROJECTED, Student
 
-__all__ = ["gradient_shares", "mask_bound", "measure", "slopes_of", "there_and_back"]
+__all__ = [
+    "gradient_shares",
+    "mask_bound",
+    "measure",
+    "measures_table",
+    "shares_table",
+    "slopes_of",
+    "there_and_back",
+]
 
 OWN = ("reconstruction", "contrast", "match")
 """Losses that a student has already."""
@@ -48,6 +57,39 @@ ON_THE_WAY = 8
 N_CLIPS = 4
 TURNS = 4
 """Times a video of 24 frames is played, there and back, to make a long one."""
+
+
+MEASURES = {
+    "length_ratio": "length of a student's slot over its teacher's",
+    "length_gap": "their difference, relative to the teacher's",
+    "mask_distance": "distance of the masks of both models' slots, through one decoder (2)",
+    "mask_bound": "its bound (2)",
+    "bound_held": "share of patches within the bound (2)",
+    "one_slot_two_decoders": "distance of the masks of one slot through both decoders (3)",
+    "doubled_same_slot": "share of pixels that keep their slot when all lengths double (2)",
+    "entropy": "entropy of the masks, of its largest",
+    "doubled_entropy": "the same with doubled lengths (2)",
+    "permuted_cosine": "cosine when slots answer to their neighbours' index",
+    "cosine_with_same_slot": "rank correlation over frames: cosine and share of same slots",
+}
+"""What ``measure`` finds in each video, and the statement of the theory page that it checks."""
+
+
+def measures_table(content: Mapping[str, Any]) -> pd.DataFrame:
+    """Means over videos of what ``measure`` found, with 95 % intervals."""
+    found = content["models"]["student, measures"]["metrics"]
+    rows = {}
+    for name, what in MEASURES.items():
+        own = stats.mean_interval([value for value in found[name] if np.isfinite(value)])
+        rows[what] = f"{own.mean:.3f} [{own.low:.3f}, {own.high:.3f}]"
+    return pd.DataFrame({"mean over videos": rows})
+
+
+def shares_table(content: Mapping[str, Any]) -> pd.DataFrame:
+    """Of each added loss, the share of its gradient outside the span, along a training."""
+    shares = content["shares"]
+    columns = {name.replace("_", " "): shares[name] for name in COMPARED}
+    return pd.DataFrame({"step": shares["step"], **columns})
 
 
 def mask_bound(decoder: MLPDecoder, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
