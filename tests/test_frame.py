@@ -264,7 +264,8 @@ def make(tmp_path: Path) -> Any:
 
 
 def test_both_commands_set_up_once(make: Any, tmp_path: Path) -> None:
-    venv, install, *checks, test = make("test")
+    venv, install, fetch, *checks, test = make("test")
+    assert fetch == "-m slotmatch.browser.vendor"
     assert venv == "-m venv .venv"
     lock = "--constraint requirements.lock"
     assert install == f"-m pip install --quiet --quiet {lock} --editable .[book,onnx,test]"
@@ -274,7 +275,7 @@ def test_both_commands_set_up_once(make: Any, tmp_path: Path) -> None:
     assert make("reproduce") == ["-m slotmatch.reporting.report"]
     assert make("install") == []
     shutil.rmtree(tmp_path / ".venv")
-    assert make("reproduce") == [venv, install, "-m slotmatch.reporting.report"]
+    assert make("reproduce") == [venv, install, fetch, "-m slotmatch.reporting.report"]
 
 
 def test_a_changed_pyproject_installs_again(make: Any, tmp_path: Path) -> None:
@@ -282,7 +283,7 @@ def test_a_changed_pyproject_installs_again(make: Any, tmp_path: Path) -> None:
     stamp = tmp_path / ".venv" / ".installed"
     later = stamp.stat().st_mtime + 10
     os.utime(tmp_path / "pyproject.toml", (later, later))
-    (install,) = make("install")
+    install, _ = make("install")
     assert install.startswith("-m pip install")
 
 
