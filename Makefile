@@ -26,7 +26,7 @@ $(INSTALLED): pyproject.toml requirements.lock
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --quiet \
 	  --constraint requirements.lock --editable '.[book,onnx,test]'
-	@$(VENV)/bin/python -m slotmatch.browser.vendor || echo "the book will have no live student"
+	@$(VENV)/bin/python -m slotmatch.browser || echo "the book will have no live student"
 	@touch $@
 
 # Else glibc hands every large tensor back to the kernel: training steps took 1.5 times as long.

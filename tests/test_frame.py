@@ -265,7 +265,7 @@ def make(tmp_path: Path) -> Any:
 
 def test_both_commands_set_up_once(make: Any, tmp_path: Path) -> None:
     venv, install, fetch, *checks, test = make("test")
-    assert fetch == "-m slotmatch.browser.vendor"
+    assert fetch == "-m slotmatch.browser"
     assert venv == "-m venv .venv"
     lock = "--constraint requirements.lock"
     assert install == f"-m pip install --quiet --quiet {lock} --editable .[book,onnx,test]"

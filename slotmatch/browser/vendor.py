@@ -1,6 +1,6 @@
 """JavaScript of others that the book's live page runs, fetched once from npm and checked.
 
-``python -m slotmatch.browser.vendor`` does so before it is needed, as installing does.
+``python -m slotmatch.browser`` does so before it is needed, as installing does.
 
 Nothing of it is committed: the build puts it beside the pages, which then load from one host alone.
 """
@@ -9,7 +9,6 @@ import base64
 import hashlib
 import os
 import shutil
-import sys
 import tarfile
 import tempfile
 import urllib.error
@@ -92,10 +91,3 @@ def fetch(package: Package, registry: str | None = None) -> Path:
                 with paths.atomic(folder / Path(name).name) as unfinished:
                     unfinished.write_bytes(member.read())
     return folder
-
-
-if __name__ == "__main__":
-    try:
-        fetch(ONNXRUNTIME)
-    except RuntimeError as error:
-        sys.exit(str(error))
