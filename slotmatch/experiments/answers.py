@@ -154,7 +154,9 @@ def claim(found: Mapping[str, Verdict]) -> str:
     if left := [loss.replace("_", " ") for loss in every if loss not in said]:
         parts.append(f"not run yet: {', '.join(left)}")
     end = "refuted at this scale" if groups["helps"] else "not shown"
-    return f"The claim that all {len(every)} losses are redundant is {end}. {'; '.join(parts)}."
+    told = "; ".join(parts)
+    start = f"The claim that all {len(every)} losses are redundant is {end}."
+    return f"{start} {told[0].upper()}{told[1:]}."
 
 
 def forest(found: Found, kind: str) -> Figure:
