@@ -47,9 +47,11 @@ KEPT = (
 )
 """Metrics of the result files."""
 DIGITS = 5
-TOLERANCE = 1e-3
-"""Relative, of a probe: rounding differs from one processor to another."""
 PROBE_VIDEOS, PROBE_FRAMES, PROBE_STEPS = 4, 24, 3
+TOLERANCES = (1e-4, 1e-3, *(1e-2,) * 4)
+"""Relative, of a probe: rounding differs from one processor to another, and Adam's steps, as large
+for a small gradient as for a large one, make it larger in the later losses.
+"""
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def is_valid(run: Run) -> bool:
     found, now = json.loads(run.path.read_text())["config"], made_of(run)
     before, probe = found.pop("probe"), now.pop("probe")
     plain = json.loads(json.dumps(now))
-    return found == plain and np.allclose(before, probe, rtol=TOLERANCE, atol=0)
+    return found == plain and bool(np.isclose(before, probe, rtol=TOLERANCES, atol=0).all())
 
 
 def made_of(run: Run) -> dict[str, Any]:
