@@ -48,9 +48,11 @@ KEPT = (
 """Metrics of the result files."""
 DIGITS = 5
 PROBE_VIDEOS, PROBE_FRAMES, PROBE_STEPS = 4, 24, 3
-TOLERANCES = (1e-4, 1e-3, *(1e-2,) * 4)
-"""Relative, of a probe: rounding differs from one processor to another, and Adam's steps, as large
-for a small gradient as for a large one, make it larger in the later losses.
+TOLERANCES = (1e-4, 1e-3, 1e-3, 1.0, 1e-2, 1.0)
+"""Relative, of a probe's losses and gradient norms, step by step.
+
+Rounding differs from one processor to another, and Adam's steps, as large for a small gradient as
+for a large one, blow it up: of later gradients little more than the size can be held to.
 """
 
 
