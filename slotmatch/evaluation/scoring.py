@@ -100,10 +100,8 @@ def evaluate_samples(
     check_choice("masks", masks, Masks)
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
-    if features is not None and len(features) != len(clips):
-        raise ValueError(f"got features of {len(features)} videos for {len(clips)} clips")
-    if features is not None:
-        Features.of(features).check_made_by(model.backbone)
+    if (kept := _fitting(features, clips)) is not None:
+        kept.check_made_by(model.backbone)
     if features is not None and protocol.window is not None:
         raise ValueError(
             f"protocol {protocol.name!r} cuts videos into windows of {protocol.window} frames, "
@@ -186,9 +184,7 @@ def score_on(
         gather: joins the lists of all processes in their order, as ``accelerate.utils`` has it.
     """
     n_clips = min(len(clips), protocol.n_videos or len(clips))
-    kept = None if features is None else Features.of(features)
-    if kept is not None and len(kept) != len(clips):
-        raise ValueError(f"got features of {len(kept)} videos for {len(clips)} clips")
+    kept = _fitting(features, clips)
 
     def validate(model: VideoSlotModel) -> dict[str, float]:
         shared = process[1] > 1 and model.config.initial_slots != "sampled"
@@ -205,8 +201,8 @@ def score_on(
                 protocol=replace(protocol, n_videos=None),
                 progress=False,
             )
-            rows = [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
-        scores = joined(columns(gather(rows) if shared else rows))
+            rows = _rows(found)
+        scores = metrics.dataset_metrics(gather(rows) if shared else rows)
         return {name: scores[name] for name in VALIDATED}
 
     return validate
@@ -296,8 +292,19 @@ def columns(rows: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:
 
 def joined(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """The scores of a data set (``metrics.dataset_metrics``) from the lists of ``evaluate``."""
-    rows = zip(*scores.values(), strict=True)
-    return metrics.dataset_metrics([dict(zip(scores, row, strict=True)) for row in rows])
+    return metrics.dataset_metrics(_rows(scores))
+
+
+def _rows(scores: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
+    """The metrics of each video: what ``columns`` put into lists."""
+    return [dict(zip(scores, row, strict=True)) for row in zip(*scores.values(), strict=True)]
+
+
+def _fitting(features: Features | np.ndarray | None, clips: Sequence[Clip]) -> Features | None:
+    """Features of as many videos as there are clips, or none."""
+    if features is not None and len(features) != len(clips):
+        raise ValueError(f"got features of {len(features)} videos for {len(clips)} clips")
+    return None if features is None else Features.of(features)
 
 
 def _frames(

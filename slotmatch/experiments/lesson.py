@@ -30,11 +30,9 @@ def attention_by_iteration(model: VideoSlotModel, frame: NDArray[np.uint8]) -> l
     pixels = unit_floats(rearrange(torch.from_numpy(frame), "h w c -> 1 c h w"))
     features = model.encode(resize_frames(pixels, model.backbone.image_size)[None])
     keys, values = model.slot_attention.project(model.transform(features)[:, 0])
-    found = []
-    for iterations in range(1, model.config.first_iterations + 1):
-        _, attention = model.slot_attention.iterate(
-            model.initial_slots(1), keys, values, iterations
-        )
+    slots, found = model.initial_slots(1), []
+    for _ in range(model.config.first_iterations):
+        slots, attention = model.slot_attention.iterate(slots, keys, values, 1)
         found.append(label_maps(attention, frame.shape[:2])[0])
     return found
 

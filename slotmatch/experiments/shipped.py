@@ -36,7 +36,7 @@ from slotmatch.settings import Masks, Role, check_choice, choices
 from slotmatch.training import train
 from slotmatch.training.loop import Validate
 
-__all__ = ["measure_student", "measure_teacher", "picture", "train_shipped"]
+__all__ = ["identity", "measure_student", "measure_teacher", "picture", "train_shipped"]
 
 STUDENT_STEPS = 6000
 """Of the student: twice those of ``mini``, since it sees four data sets."""
@@ -128,7 +128,7 @@ def measure_teacher(dataset: str, output: Path) -> dict[str, Any]:
             kind: {name: float(np.nanmean(values)) for name, values in found.items()}
             for kind, found in constancy(model, clips[:N_DISTURBED]).items()
         },
-    } | _identity("teacher", model)
+    } | identity("teacher", model)
     return _write("teacher", part, clips, models, started, output)
 
 
@@ -148,7 +148,7 @@ def measure_student(dataset: str, output: Path) -> dict[str, Any]:
     constant = constant_slots(follow(models["teacher"], others))
     agreement = fidelity(followed["student"], followed["teacher"], clips, constant=constant)
     entries = {
-        role: {"metrics": evaluate(model, clips, features=features[role])} | _identity(role, model)
+        role: {"metrics": evaluate(model, clips, features=features[role])} | identity(role, model)
         for role, model in models.items()
     }
     entries["student"]["metrics"] |= agreement
@@ -174,7 +174,8 @@ def _pair() -> dict[str, VideoSlotModel]:
     return {role: load(f"mini-{role}") for role in choices(Role)}
 
 
-def _identity(role: str, model: VideoSlotModel) -> dict[str, Any]:
+def identity(role: str, model: VideoSlotModel) -> dict[str, Any]:
+    """What an entry of a result file says of a model that comes with the package."""
     return {
         "parameters": count_parameters(model)["total"][0],
         "checkpoint": paths.checksum(paths.WEIGHTS / f"mini-{role}.safetensors"),

@@ -18,10 +18,10 @@ from slotmatch.data import Clip
 from slotmatch.evaluation import baselines
 from slotmatch.experiments.conditions import Condition, planned
 from slotmatch.experiments.select import read_features
-from slotmatch.model import VideoSlotModel, load
-from slotmatch.profiling import count_parameters
+from slotmatch.experiments.shipped import identity
+from slotmatch.model import load
 from slotmatch.reporting import results
-from slotmatch.settings import Masks, Role, Size, choices
+from slotmatch.settings import Role, Size, choices
 
 __all__ = ["by_fact", "extremes", "facts", "measure", "path"]
 
@@ -71,13 +71,17 @@ def measure(dataset: str, output: Path, *, preset: Size = "mini") -> dict[str, A
     clips = plan.open("test")
     models = {role: load(f"mini-{role}") for role in choices(Role)}
     features = {role: read_features(plan, "test", own) for role, own in models.items()}
-    entries: dict[str, dict[str, Any]] = {}
-    ways: dict[str, Masks] = {"": "decoder", ", attention masks": "attention"}
-    for role, model in models.items():
-        for suffix, masks in ways.items():
-            scores = evaluation.evaluate(model, clips, features=features[role], masks=masks)
-            entries[f"{role}{suffix}"] = _identity(role, model) | {"metrics": _kept(scores)}
     followed = {role: evaluation.follow(own, clips, features[role]) for role, own in models.items()}
+    entries: dict[str, dict[str, Any]] = {}
+    for role, model in models.items():
+        ways = {
+            role: evaluation.score_followed(followed[role], clips),
+            f"{role}, attention masks": evaluation.evaluate(
+                model, clips, features=features[role], masks="attention"
+            ),
+        }
+        for name, scores in ways.items():
+            entries[name] = identity(role, model) | {"metrics": _kept(scores)}
     agreement = evaluation.fidelity(followed["student"], followed["teacher"], clips)
     entries["student"]["metrics"] |= _rounded(agreement)
     for role, own in features.items():
@@ -159,13 +163,6 @@ def extremes(content: Mapping[str, Any], n: int = 2) -> dict[str, list[int]]:
     )
     order = np.argsort(np.nan_to_num(student - teacher), kind="stable")
     return {"behind": order[:n].tolist(), "ahead": order[::-1][:n].tolist()}
-
-
-def _identity(role: str, model: VideoSlotModel) -> dict[str, Any]:
-    return {
-        "parameters": count_parameters(model)["total"][0],
-        "checkpoint": paths.checksum(paths.WEIGHTS / f"mini-{role}.safetensors"),
-    }
 
 
 def _kept(scores: dict[str, list[float]]) -> dict[str, list[float]]:

@@ -4,7 +4,6 @@ The numbers stand in ``book/results/reported/accuracy.csv``, each with its sourc
 could read has a cell of the SlotMatch paper's tables.
 """
 
-import json
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -78,7 +77,7 @@ def run_here(dataset: str, role: Role, protocol: str) -> Mapping[str, str]:
     if not path.is_file():
         return {}
     found = read_results(path)
-    own = (found["data"]["name"], json.loads(path.read_text())["protocol"]["name"])
+    own = (found["data"]["name"], found["protocol"]["name"])
     if own != (dataset, protocol):
         raise ValueError(
             f"{path} has scores of {own[0]} by protocol {own[1]!r}, not of {dataset} by "
