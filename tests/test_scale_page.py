@@ -74,6 +74,7 @@ NOT_RUN = {
 CPU_STEPS, N_FRAMES = 2, 8
 DINOV2 = "vit_small_patch14_dinov2.lvd142m"
 STUDENT = "runs/ytvis2021.student/student.safetensors"
+SMALL_MOVI = {"train": 6, "validation": 3, "test": 2}
 
 
 def blocks(page: str) -> list[str]:
@@ -193,7 +194,7 @@ def write_video(rng: np.random.Generator, height: int, width: int) -> data.Clip:
 
 def write_small_movi(root: Path) -> None:
     rng = np.random.default_rng(0)
-    for split, n_videos in {"train": 6, "validation": 3, "test": 2}.items():
+    for split, n_videos in SMALL_MOVI.items():
         clips = [write_video(rng, 32, 32) for _ in range(n_videos)]
         write_movi(clips, root, "movi_e", split, shards=2)
 
@@ -391,6 +392,8 @@ def world(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(experiments, "select", small(experiments.select))
         monkeypatch.setattr(ytvis, "HOLD_OUT", {"ytvis2021": 3, "ovis": 2})
+        monkeypatch.setattr(ytvis, "PUBLISHED", {"ytvis2021": 7, "ovis": 5})
+        monkeypatch.setattr(movi, "PUBLISHED", {**movi.PUBLISHED, "movi_e": SMALL_MOVI})
         yield World(scratch, f"http://127.0.0.1:{server.server_port}", monkeypatch)
     server.shutdown()
     server.server_close()

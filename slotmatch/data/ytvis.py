@@ -49,6 +49,7 @@ from slotmatch.settings import Overlaps, check_choice
 
 __all__ = [
     "HOLD_OUT",
+    "PUBLISHED",
     "SCORED_BY_SLOTCONTRAST",
     "Rle",
     "Video",
@@ -62,6 +63,9 @@ __all__ = [
 
 HOLD_OUT = {"ytvis2021": 300, "ovis": 60}
 """How many videos at the end of the train file are the validation split."""
+
+PUBLISHED = {"ytvis2021": 2985, "ovis": 607}
+"""Videos in the published train file."""
 
 SCORED_BY_SLOTCONTRAST = 210
 """So many videos of ``ytvis2021`` ``validation``, the first ones, give its published numbers."""
@@ -78,7 +82,6 @@ class _Layout:
 
     annotations: tuple[str, ...]
     frames: tuple[str, ...]
-    n_videos: int
     how: str
 
 
@@ -86,14 +89,12 @@ _LAYOUTS = {
     "ytvis2021": _Layout(
         ("train/instances.json", "train.json"),
         ("train/JPEGImages",),
-        2985,
         "register at youtube-vos.org, download train.zip of the 2021 video instance segmentation "
         "track and unpack it in {folder}, which gives train/instances.json and train/JPEGImages",
     ),
     "ovis": _Layout(
         ("annotations_train.json", "annotations/annotations_train.json", "annotations/train.json"),
         ("train/JPEGImages", "train"),
-        607,
         "register at songbai.site/ovis, download the train frames and annotations_train.json and "
         "unpack them in {folder}, which gives train/ and annotations_train.json",
     ),
@@ -223,8 +224,8 @@ def check(name: str, root: str | PathLike[str] | None = None, *, overlaps: bool 
             counts = {split: len(part) for split, part in _held_out(name, ids).items()}
             here = annotations.relative_to(folder)
             line = f"{here}: {len(ids)} videos ({_phrase(counts)}), {n_objects} objects"
-            if len(ids) != layout.n_videos:
-                differs.append(f"{here}: {len(ids)} videos, {layout.n_videos} are published")
+            if len(ids) != PUBLISHED[name]:
+                differs.append(f"{here}: {len(ids)} videos, {PUBLISHED[name]} are published")
             present.append(line)
             if not n_objects:
                 missing.append(f"masks in {here}: this is not the file of the train videos")
