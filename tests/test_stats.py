@@ -169,3 +169,10 @@ def test_one_seed_one_video_or_a_skipped_one_have_no_such_interval(values):
         crossed(values)
     with pytest.raises(ValueError, match="confidence must be between 0 and 1, got 95"):
         crossed([[1, 2], [3, 4]]).interval(95)
+
+
+def test_an_interval_reads_as_papers_print_it():
+    own = Interval(0.7012, 0.68, 0.722).times(100)
+    assert f"{own:.1f}" == "70.1 [68.0, 72.2]"
+    assert f"{own:+.0f}" == "+70 [+68, +72]"
+    assert f"{Interval(1.25, math.nan, math.nan):.2f}" == "1.25"

@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 from slotmatch.experiments.conditions import METHODS, Condition, candidates, planned
 from slotmatch.experiments.study import CHOSEN_ON, Run, chosen
 from slotmatch.reporting import plots
-from slotmatch.reporting.results import FIDELITY, read_results
+from slotmatch.reporting.results import FIDELITY, HEADINGS, read_results
 from slotmatch.reporting.stats import Interval, crossed
 from slotmatch.reporting.verdicts import MARGIN, Verdict, power, verdicts
 from slotmatch.settings import Added, choices
 
 __all__ = [
-    "METRICS",
     "NAMES",
     "OTHERS",
     "beta_curve",
@@ -43,8 +42,6 @@ __all__ = [
     "verdict_table",
 ]
 
-METRICS: Mapping[str, str] = MappingProxyType({"video_fg_ari": "FG-ARI", "video_mbo": "mBO"})
-"""What verdicts rest on, and what it is called."""
 NAMES: Mapping[str, str] = MappingProxyType(
     {
         "slotmatch": "SlotMatch",
@@ -125,7 +122,7 @@ def differences(
     return between[:, ~np.isnan(between).any(axis=0)]
 
 
-def judged(found: Found, kind: str, metrics: Iterable[str] = METRICS) -> dict[str, Verdict]:
+def judged(found: Found, kind: str, metrics: Iterable[str] = HEADINGS) -> dict[str, Verdict]:
     """Verdicts on the losses of a kind, ``"with"`` or ``"only"``, that have two seeds or more."""
     losses = {
         loss: {metric: differences(found, f"{kind}_{loss}", metric) for metric in metrics}
@@ -167,10 +164,8 @@ def forest(found: Found, kind: str) -> Figure:
     """
     words = judged(found, kind)
     intervals = {
-        heading: {
-            NAMES[f"{kind}_{loss}"]: _ends(own.intervals[metric]) for loss, own in words.items()
-        }
-        for metric, heading in METRICS.items()
+        heading: {NAMES[f"{kind}_{loss}"]: own.intervals[metric] for loss, own in words.items()}
+        for metric, heading in HEADINGS.items()
     }
     return plots.forest(
         intervals,
@@ -188,9 +183,9 @@ def verdict_table(found: Found, kind: str) -> pd.DataFrame:
         method = f"{kind}_{loss}"
         row = {"weight": chosen(method) if method in found else "-"}
         row["seeds"] = str(len(found.get(method, ())))
-        for metric, heading in METRICS.items():
+        for metric, heading in HEADINGS.items():
             own = words[loss].intervals[metric] if loss in words else None
-            row[f"{heading}, difference"] = _signed(own) if own else "-"
+            row[f"{heading}, difference"] = f"{own:+.1f}" if own else "-"
             row[f"{heading}, p"] = f"{words[loss].p_values[metric]:.3f}" if own else "-"
         row["verdict"] = words[loss].word if loss in words else "not run yet"
         rows[NAMES[method]] = row
@@ -207,17 +202,17 @@ def score_table(found: Found, methods: Iterable[str]) -> pd.DataFrame:
         if method not in found:
             continue
         row = {"seeds": str(len(found[method]))}
-        for metric, heading in METRICS.items():
-            row[heading] = _summary(values(found, method, metric), "{:.1f}")
+        for metric, heading in HEADINGS.items():
+            row[heading] = f"{_summary(values(found, method, metric)):.1f}"
         for metric in ("slot_cosine", "same_slot_objects"):
             mean = np.nanmean(values(found, method, metric))
             row[FIDELITY[metric]] = (
                 f"{mean:.0f}" if "%" in FIDELITY[metric] else f"{mean / 100:.2f}"
             )
-        for metric, heading in METRICS.items():
+        for metric, heading in HEADINGS.items():
             other = differences(found, method, metric)
             row[f"{heading} - SlotMatch's"] = (
-                "-" if method == "slotmatch" else _summary(other, "{:+.1f}")
+                "-" if method == "slotmatch" else f"{_summary(other):+.1f}"
             )
         rows[NAMES[method]] = row
     return pd.DataFrame(rows).T.rename_axis("method")
@@ -252,13 +247,13 @@ def plan_power(found: Found, kind: str = "with", **options: Any) -> pd.DataFrame
     the margin where there is no difference.
     """
     rows = {}
-    n_tests = len(choices(Added)) * len(METRICS)
+    n_tests = len(choices(Added)) * len(HEADINGS)
     for loss in choices(Added):
         method = f"{kind}_{loss}"
         if min(len(found.get(method, ())), len(found["slotmatch"])) < PILOT:
             continue
         row = {}
-        for metric, heading in METRICS.items():
+        for metric, heading in HEADINGS.items():
             between = differences(found, method, metric)
             pilot = crossed(between[:PILOT])
             chances = power(
@@ -329,21 +324,8 @@ def beta_curve() -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis("beta").reset_index()
 
 
-def _summary(scores: NDArray[np.float64], form: str) -> str:
+def _summary(scores: NDArray[np.float64]) -> Interval:
     scored = scores[:, ~np.isnan(scores).any(axis=0)]
     if len(scored) < 2:
-        return form.format(scored.mean())
-    return _text(crossed(scored).interval(), form)
-
-
-def _ends(own: Interval) -> tuple[float, float, float]:
-    return own.mean, own.low, own.high
-
-
-def _signed(own: Interval) -> str:
-    return _text(own, "{:+.1f}")
-
-
-def _text(own: Interval, form: str) -> str:
-    low, high = (form.format(end) for end in (own.low, own.high))
-    return f"{form.format(own.mean)} [{low}, {high}]"
+        return Interval(float(scored.mean()), np.nan, np.nan)
+    return crossed(scored).interval()

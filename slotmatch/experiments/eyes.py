@@ -93,7 +93,7 @@ def measure(dataset: str, output: Path) -> dict[str, Any]:
 
 def eyes_table(found: Mapping[str, Any]) -> pd.DataFrame:
     """What ``measure`` wrote: change under each disturbance in %, and scores of k-means."""
-    scores = results.score_table(found, {"video_fg_ari": "FG-ARI", "video_mbo": "mBO"})
+    scores = results.score_table(found, results.HEADINGS)
     change = {
         name: {kind.replace("_", " "): f"{100 * value:.0f}" for kind, value in own.items()}
         for name, entry in found["models"].items()

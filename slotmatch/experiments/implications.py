@@ -81,7 +81,7 @@ def measures_table(content: Mapping[str, Any]) -> pd.DataFrame:
     rows = {}
     for name, what in MEASURES.items():
         own = stats.mean_interval([value for value in found[name] if np.isfinite(value)])
-        rows[what] = f"{own.mean:.3f} [{own.low:.3f}, {own.high:.3f}]"
+        rows[what] = f"{own:.3f}"
     return pd.DataFrame({"mean over videos": rows})
 
 

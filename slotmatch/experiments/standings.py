@@ -32,7 +32,6 @@ HEADINGS = {name: results.SCORES[name] for name in KEPT if name in results.SCORE
     "parameters": "parameters",
 }
 """Columns of the table of a data set."""
-DIFFERENCES = {"video_fg_ari": "FG-ARI", "video_mbo": "mBO"}
 DIGITS = 5
 BLOCKS = (3, 4)
 SMALL = 0.5
@@ -134,7 +133,7 @@ def difference_table(found: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         texts = results.numbers(content)
         rows[name] = {
             heading: results.difference(content, "student", "teacher", metric)
-            for metric, heading in DIFFERENCES.items()
+            for metric, heading in results.HEADINGS.items()
         } | {
             results.FIDELITY[metric]: texts[f"student_{metric}"]
             for metric in ("slot_cosine", "slot_cosine_last", "same_slot_objects")

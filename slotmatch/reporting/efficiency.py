@@ -265,12 +265,11 @@ def claims_table(here: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
 def lighter_table(found: Mapping[str, Any]) -> pd.DataFrame:
     """Scores and costs of the lighter students (``slotmatch.experiments.decoders``)."""
     entries, texts = found["models"], results.numbers(found)
-    headings = {"video_fg_ari": "FG-ARI", "video_mbo": "mBO"}
     rows = {
-        name: {heading: texts[f"{name}_{key}"] for key, heading in headings.items()}
+        name: {heading: texts[f"{name}_{key}"] for key, heading in results.HEADINGS.items()}
         | {
             f"{heading} against the student": results.difference(found, name, "student", key)
-            for key, heading in headings.items()
+            for key, heading in results.HEADINGS.items()
             if name != "student"
         }
         | {

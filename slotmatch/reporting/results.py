@@ -20,6 +20,8 @@ from slotmatch.profiling import times_faster
 from slotmatch.reporting import stats
 
 __all__ = [
+    "FIDELITY",
+    "HEADINGS",
     "comparison_table",
     "dashed",
     "difference",
@@ -53,6 +55,8 @@ PERCENTAGES = frozenset(
     }
 )
 """Metrics in [0, 1] that papers print times 100."""
+HEADINGS = {"video_fg_ari": "FG-ARI", "video_mbo": "mBO"}
+"""The two that models are compared by, as short tables name them."""
 SCORES = {
     "video_fg_ari": "FG-ARI, video",
     "image_fg_ari": "FG-ARI, image",
@@ -181,7 +185,7 @@ def comparison_table(results: Mapping[str, Any]) -> pd.DataFrame:
     :func:`slotmatch.reporting.stats.mean_interval`, and so is how students follow the teacher.
     Other models in the results (baselines, oracle) follow below.
     """
-    headings = {"video_fg_ari": "FG-ARI", "video_mbo": "mBO"}
+    headings = dict(HEADINGS)
     metrics = {name for entry in results["models"].values() for name in entry["metrics"]}
     followed = ("slot_cosine", "same_slot_objects")
     headings |= {name: FIDELITY[name] for name in followed if name in metrics}
@@ -219,7 +223,7 @@ def difference(results: Mapping[str, Any], first: str, second: str, metric: str)
     scores = [results["models"][name]["metrics"][metric] for name in (first, second)]
     values = 100 * np.array(scores, float)  # None, a skipped video in a file, becomes nan
     found = stats.paired_difference(*values[:, ~np.isnan(values).any(axis=0)])
-    return _signed(found)
+    return f"{found:+.1f}"
 
 
 def seeds_difference(
@@ -236,10 +240,10 @@ def seeds_difference(
     )
     values = 100 * (scores[0] - scores[1])
     found = stats.crossed(values[:, ~np.isnan(values).any(axis=0)]).interval()
-    return _signed(found)
+    return f"{found:+.1f}"
 
 
-def intervals(results: Mapping[str, Any], metric: str) -> dict[str, tuple[float, float, float]]:
+def intervals(results: Mapping[str, Any], metric: str) -> dict[str, stats.Interval]:
     """Mean of a metric over videos with its interval by model, times 100 where papers print that.
 
     Models without the metric, or skipped for every video, are left out.
@@ -270,13 +274,9 @@ def numbers(results: Mapping[str, Any]) -> dict[str, str | float | int]:
     for name, entry in models.items():
         for metric, values in entry["metrics"].items():
             if interval := _interval(metric, values):
-                mean, low, high = interval
                 digits = 1 if metric in PERCENTAGES else 2
-                text = f"{mean:.{digits}f}"
-                if math.isfinite(low):
-                    text += f" [{low:.{digits}f}, {high:.{digits}f}]"
-                quoted[f"{name}_{metric}"] = text
-                quoted[f"{name}_{metric}_mean"] = mean
+                quoted[f"{name}_{metric}"] = f"{interval:.{digits}f}"
+                quoted[f"{name}_{metric}_mean"] = interval.mean
         if entry.get("parameters"):
             quoted[f"{name}_parameters"] = f"{entry['parameters'] / 1e6:.2f} M"
         if entry.get("ms_per_frame"):
@@ -301,19 +301,13 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _interval(metric: str, values: Iterable[float | None]) -> tuple[float, float, float] | None:
+def _interval(metric: str, values: Iterable[float | None]) -> stats.Interval | None:
     """As papers print it; None where every video is skipped."""
     scored = np.array(list(values), float)  # None, a skipped video in a file, becomes nan
     scored = scored[~np.isnan(scored)]
     if not scored.size:
         return None
-    own = stats.mean_interval(scored)
-    scale = 100 if metric in PERCENTAGES else 1
-    return scale * float(own.mean), scale * float(own.low), scale * float(own.high)
-
-
-def _signed(found: stats.Interval) -> str:
-    return f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
+    return stats.mean_interval(scored).times(100 if metric in PERCENTAGES else 1)
 
 
 def _version(package: str) -> str | None:

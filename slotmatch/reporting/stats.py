@@ -7,7 +7,7 @@ same kind. What another training seed would change is only in `crossed`.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +27,23 @@ __all__ = [
 Values: TypeAlias = Sequence[float] | NDArray[Any]
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A mean and the ends of its confidence interval."""
+class Interval(NamedTuple):
+    """A mean and the ends of its confidence interval, nan where it has none.
+
+    Formatted with a number's format it reads ``"70.1 [68.0, 72.2]"``, or the mean alone.
+    """
 
     mean: float
     low: float
     high: float
+
+    def __format__(self, form: str) -> str:
+        mean, low, high = (format(number, form) for number in self)
+        return f"{mean} [{low}, {high}]" if math.isfinite(self.low) else mean
+
+    def times(self, factor: float) -> "Interval":
+        """In another unit."""
+        return Interval(*(factor * number for number in self))
 
 
 @dataclass(frozen=True)
