@@ -366,6 +366,7 @@ def test_hidden_layers_must_agree(heads: dict[str, Tensor]) -> None:
         ({}, "expected a state dict"),
         ({"state_dict": {}}, "expected a state dict"),
         ({"state_dict": {"a": 1.0}}, "not tensors: a$"),
+        ({"state_dict": {"a\nb": 1.0}}, r"not tensors: 'a\\nb'$"),
         (lightning({}) | {"state_dict": None}, "not tensors: epoch, global_step"),
     ],
 )

@@ -145,6 +145,7 @@ READERS: dict[str, tuple[str, Callable[[Path], None], Callable[[Path], Any]]] = 
     "jpeg": ("frame.jpg", a_picture, lambda path: list(read_frames(path))),
     "gif": ("clip.gif", an_animation, lambda path: list(read_frames(path))),
     "webp": ("clip.webp", an_animation, lambda path: list(read_frames(path))),
+    "avif": ("clip.avif", an_animation, lambda path: list(read_frames(path))),
     "tiff": ("clip.tiff", an_animation, lambda path: list(read_frames(path))),
     "davis": ("00000.png", ids, read_ids),
     "ytvis": ("instances.json", annotations, read_annotations),

@@ -108,7 +108,7 @@ def test_frames_may_come_one_by_one(tmp_path):
         numbers(3)
 
 
-@pytest.mark.parametrize("suffix", [".tif", ".webp", ".gif", ".png"])
+@pytest.mark.parametrize("suffix", [".tif", ".webp", ".gif", ".png", ".avif"])
 def test_several_pictures_in_one_file_are_a_video(suffix, tmp_path):
     first, *others = map(Image.fromarray, greys(4))
     path = tmp_path / f"several{suffix}"

@@ -90,8 +90,9 @@ def first_existing(candidates: Iterable[Path]) -> Path | None:
 
 
 def some(names: Sequence[object], most: int = 3) -> str:
-    """The names in one line, only the first few where there are many."""
-    shown = ", ".join(map(str, names[:most]))
+    """The names in one line, only the first few where there are many; line breaks are escaped."""
+    texts = map(str, names[:most])
+    shown = ", ".join(text if text.isprintable() else ascii(text) for text in texts)
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 

@@ -33,7 +33,7 @@ LONGEST_SIDE = 65_535
 
 UNREADABLE = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError),
-    *(struct.error, ImageCms.PyCMSError),
+    *(RuntimeError, struct.error, ImageCms.PyCMSError),
 )
 """What Pillow raises at files that are damaged or no pictures: thousands were tried."""
 
