@@ -6,22 +6,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks import decoding, inference, scoring, streaming, training
-from benchmarks.comparison import Settings
+from benchmarks.comparison import INPUTS, Settings
 from slotmatch.reporting.results import run_results, write_results
 
 MEASUREMENTS = {"a": inference, "b": decoding, "c": training, "d": scoring, "e": streaming}
 OUTPUT = Path(__file__).parent / "results.json"
 MEMORY_SETTINGS = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX", "LD_PRELOAD")
 """What changes how freed memory is kept, which changes times."""
-INPUTS: dict[str, Any] = {
-    "seeds": {"weights": 0, "inputs": 0},
-    **{"dataset": "noise", "version": "1", "split": "none", "ids": []},
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

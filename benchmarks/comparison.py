@@ -10,7 +10,13 @@ import pandas as pd
 from slotmatch.model import PRESETS, Preset
 from slotmatch.profiling import PeakMemory, times_faster
 
-__all__ = ["Comparison", "Settings", "random_video"]
+__all__ = ["INPUTS", "Comparison", "Settings", "random_video"]
+
+INPUTS: dict[str, Any] = {
+    "seeds": {"weights": 0, "inputs": 0},
+    **{"dataset": "noise", "version": "1", "split": "none", "ids": []},
+}
+"""What a result file says of the data of a measurement."""
 
 Turn = Mapping[str, float]
 """Milliseconds of one turn, by part; the part ``"total"`` is always there."""

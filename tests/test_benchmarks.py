@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import onehot, scoring
+from benchmarks import onehot, reference, scoring
 from benchmarks.__main__ import MEASUREMENTS, main
-from benchmarks.comparison import Comparison
+from benchmarks.comparison import Comparison, Settings
 from slotmatch import metrics, paths
+from slotmatch.model import ModelConfig, Preset, VideoSlotModel
 from slotmatch.profiling import PeakMemory
 from slotmatch.reporting.results import read_results
 
@@ -60,6 +61,78 @@ def test_the_command_names_the_measurements_it_has(capsys: pytest.CaptureFixture
         main(["--help"])
     shown = capsys.readouterr().out
     assert all(f"({letter}) " in shown for letter in MEASUREMENTS)
+
+
+STAND_IN = {
+    "configuration.py": """
+def load_config(path, overrides):
+    said = dict(text.split("=", 1) for text in overrides)
+    return type("Config", (), {"model": said, "optimizer": None})
+""",
+    "models.py": """
+import torch
+from slotmatch.data.preprocessing import unit_floats
+from slotmatch.model import from_slotcontrast
+from tests.released import released_shapes
+
+class Model(torch.nn.Module):
+    def __init__(self, shapes):
+        super().__init__()
+        self.tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
+
+    def state_dict(self):
+        return self.tensors
+
+    def load_state_dict(self, tensors):
+        assert tensors.keys() == self.tensors.keys()
+        for name, tensor in tensors.items():
+            assert tensor.shape == self.tensors[name].shape, name
+        self.tensors = tensors
+
+    def forward(self, inputs):
+        model = from_slotcontrast(self.tensors)
+        mean, std = model.backbone.mean, model.backbone.std
+        frames = inputs["video"] * std.view(3, 1, 1) + mean.view(3, 1, 1)
+        return {"decoder": {"masks": model(frames).masks}}
+
+def build(model, optimizer):
+    assert model["globals.DINO_MODEL"] == "vit_small_patch14_dinov2"
+    assert model["model.encoder.backbone.pretrained"] == "false"
+    numbers = [int(model["globals." + name]) for name in
+               ("NUM_SLOTS", "SLOT_DIM", "FEAT_DIM", "NUM_PATCHES")]
+    return Model(released_shapes(*numbers))
+""",
+}
+"""In place of their package: it speaks their tensor names, and computes with our importer."""
+
+
+def test_the_released_implementation_runs_beside_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ModelConfig("dinov2_vits14", 28, n_slots=3, slot_dim=16, decoder_hidden=1024)
+    with pytest.raises(FileNotFoundError, match=r"movi_e\.yaml is not there: give a checkout of"):
+        reference.released_model(tmp_path, "movi_e", VideoSlotModel(config, pretrained=False))
+    for name, text in {**STAND_IN, "__init__.py": ""}.items():
+        path = tmp_path / "slotcontrast" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    for path in reference.CONFIGS.values():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    monkeypatch.setattr(sys, "path", [*sys.path, str(paths.REPOSITORY)])
+    monkeypatch.setattr(reference, "peak_memory", lambda *_, **__: PeakMemory(1, 2))
+    sizes = {"movi_e": Preset(config, config, "test")}
+    monkeypatch.setattr(Settings, "sizes", property(lambda _: sizes))
+    (found,) = reference.compare(tmp_path, Settings(repeats=2))
+    assert set(found.turns) == set(found.memory)
+    for role in ("teacher", "student"):
+        assert found.facts[f"theirs, {role}"]["largest difference of a mask"] < 1e-6
+        assert len(found.turns[f"ours, {role}, attention masks"]) == 2
+    from slotcontrast import models
+
+    monkeypatch.setattr(models.Model, "state_dict", lambda own: {**own.tensors, "more": 0})
+    with pytest.raises(ValueError, match=r"tensors that ours lacks: \['more'\]"):
+        reference.released_model(tmp_path, "movi_e", VideoSlotModel(config, pretrained=False))
 
 
 @pytest.mark.slow
