@@ -31,13 +31,14 @@ def encode_example(features: Mapping[str, Feature]) -> bytes:
     """Serialise features as a ``tf.train.Example``: the same bytes for the same features."""
     example = tfrecord._Example()
     for name, values in features.items():
-        feature = example.features.feature[name]
+        feature = tfrecord._Feature()
         if isinstance(values, list):
             feature.bytes_list.value.extend(values)
         elif np.issubdtype(values.dtype, np.floating):
             feature.float_list.value.extend(values.ravel().tolist())
         else:
             feature.int64_list.value.extend(values.ravel().tolist())
+        example.features.feature[name] = feature.SerializeToString(deterministic=True)
     return example.SerializeToString(deterministic=True)
 
 

@@ -2,14 +2,16 @@
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, overload
+from typing import Generic, Protocol, TypeVar, overload
 
 import numpy as np
 
-__all__ = ["Clip", "HasVideo", "LazyClips", "content", "digest", "ids_of"]
+__all__ = ["Clip", "HasVideo", "LazyClips", "LazyVideo", "content", "digest", "ids_of", "video_of"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,28 @@ class HasVideo(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class LazyVideo(Generic[T]):
+    """Frames of one video, decoded when they are asked for and not kept.
+
+    A slice is uint8 (T,H,W,3), equal to that of the whole video, and its frames alone are read: a
+    damaged one elsewhere does no harm.
+
+    Attributes:
+        coded: What each frame is decoded from, such as a file's path.
+        decode: Makes frames of one or more of them.
+    """
+
+    coded: Sequence[T]
+    decode: Callable[[Sequence[T]], np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.coded)
+
+    def __getitem__(self, frames: slice) -> np.ndarray:
+        return self.decode(self.coded[frames])
+
+
 class LazyClips(Sequence[Clip]):
     """Clips that a subclass reads one at a time, in ``read``, when they are asked for."""
 
@@ -50,6 +74,10 @@ class LazyClips(Sequence[Clip]):
     @abstractmethod
     def read(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         """Video uint8 (T,H,W,3) and labels int32 (T,H,W) of one clip."""
+
+    def video(self, position: int) -> np.ndarray | LazyVideo:
+        """The frames of one clip without its labels; here they are read with the whole clip."""
+        return self[position].video
 
     @abstractmethod
     def files(self, position: int) -> Sequence[Path]:
@@ -82,6 +110,14 @@ def ids_of(clips: Sequence[HasVideo]) -> tuple[str, ...]:
     """Names of clips, in order; no clip is read where the sequence knows them."""
     known = getattr(clips, "ids", None)
     return tuple(clip.id for clip in clips) if known is None else tuple(known)
+
+
+def video_of(clips: Sequence[HasVideo], position: int) -> np.ndarray | LazyVideo:
+    """The frames of one clip, to be sliced: what is not asked for is not read, where that can be.
+
+    The frames of `LazyClips` may be a `LazyVideo`.
+    """
+    return clips.video(position) if isinstance(clips, LazyClips) else clips[position].video
 
 
 def content(clips: Sequence[HasVideo], position: int) -> str:

@@ -33,7 +33,7 @@ import numpy as np
 
 from slotmatch import paths
 from slotmatch.data.catalogue import Report, not_here
-from slotmatch.data.clips import LazyClips
+from slotmatch.data.clips import LazyClips, LazyVideo
 from slotmatch.data.files import (
     first_existing,
     first_videos,
@@ -108,6 +108,10 @@ class Davis(LazyClips):
                 raise ValueError(f"{path} is {mask}, its frame {frame}")
             labels[t] = ids
         return video, labels
+
+    def video(self, position: int) -> LazyVideo:
+        """The frames of one sequence, each of them a file; those of a slice must share a size."""
+        return LazyVideo(self.files(position), read_frames)
 
     def files(self, position: int) -> list[Path]:
         """The frames in order."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from slotmatch import paths
-from slotmatch.data.clips import HasVideo, content, digest
+from slotmatch.data.clips import HasVideo, content, digest, video_of
 
 __all__ = ["DecodedClip", "DecodedClips"]
 
@@ -42,7 +42,7 @@ class DecodedClips(Sequence[HasVideo]):
             path = self._paths[name] = self._path(name, self.content(index))
         if not path.is_file():
             with paths.atomic(path) as temporary:
-                np.save(temporary, self.clips[index].video)
+                np.save(temporary, video_of(self.clips, index)[:])
         return DecodedClip(np.load(path, mmap_mode="r"), name)
 
     @cached_property

@@ -35,7 +35,7 @@ def read_picture(path: Path, mode: str | None = None) -> tuple[str, np.ndarray]:
     """
     try:
         with Image.open(path) as image:
-            picture = image if mode is None else image.convert(mode)
+            picture = image if mode in (None, image.mode) else image.convert(mode)
             return picture.mode, np.asarray(picture)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing; unpack its archive again") from None

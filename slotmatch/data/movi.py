@@ -17,7 +17,8 @@ import hashlib
 import io
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from os import PathLike
@@ -31,7 +32,7 @@ from tqdm import tqdm
 
 from slotmatch import paths
 from slotmatch.data.catalogue import Report, not_here
-from slotmatch.data.clips import LazyClips
+from slotmatch.data.clips import LazyClips, LazyVideo
 from slotmatch.data.files import first_videos
 from slotmatch.data.tfrecord import (
     Feature,
@@ -116,12 +117,43 @@ class Movi(LazyClips):
 
     def read(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         """Video uint8 (T,H,W,3) and labels int32 (T,H,W) of one clip."""
-        shard, start = self.places[position]
-        return _read(self.folder / shard, start, self.ids[position])
+        record = self._record(position)
+        with self._telling(position):
+            features = decode_example(record, tuple(_MODES))
+            video, labels = (_frames(_numbered(features[key], key), key) for key in _MODES)
+            if video.shape[:3] != labels.shape:
+                raise ValueError(f"the video is {video.shape} and its segmentations {labels.shape}")
+        return video, labels.astype(np.int32)
+
+    def video(self, position: int) -> LazyVideo:
+        """The frames of one clip, each a PNG file in the record, of which no mask is decoded."""
+
+        def decode(numbered: Sequence[tuple[int, bytes]]) -> np.ndarray:
+            with self._telling(position):
+                return _frames(numbered, "video")
+
+        record = self._record(position)
+        with self._telling(position):
+            features = decode_example(record, ("video",))
+            return LazyVideo(_numbered(features["video"], "video"), decode)
 
     def files(self, position: int) -> list[Path]:
         """The shard, of which a clip's id gives the place."""
         return [self.folder / self.places[position][0]]
+
+    def _record(self, position: int) -> bytes:
+        shard, start = self.places[position]
+        return read_record(self.folder / shard, start)
+
+    @contextmanager
+    def _telling(self, position: int) -> Iterator[None]:
+        """An error says in which record it is."""
+        shard, start = self.places[position]
+        try:
+            yield
+        except ValueError as error:
+            where = f"{self.ids[position]}, the record at byte {start} of {self.folder / shard}"
+            raise ValueError(f"{where}: {error}") from error
 
 
 def data_folder(name: str, root: str | PathLike[str] | None = None) -> Path:
@@ -295,24 +327,17 @@ def _remembered(cache: Path) -> dict[str, Any]:
         return {}  # it is looked up and written again
 
 
-def _read(path: Path, start: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-    content = read_record(path, start)
-    try:
-        features = decode_example(content, tuple(_MODES))
-        video, labels = (_frames(features[key], key) for key in _MODES)
-        if video.shape[:3] != labels.shape:
-            raise ValueError(f"the video is {video.shape} and its segmentations {labels.shape}")
-    except ValueError as error:
-        raise ValueError(f"{name}, the record at byte {start} of {path}: {error}") from error
-    return video, labels.astype(np.int32)
-
-
-def _frames(files: Feature, feature: str) -> np.ndarray:
-    """uint8 (T,H,W) or (T,H,W,3) from one PNG file a frame."""
+def _numbered(files: Feature, feature: str) -> list[tuple[int, bytes]]:
+    """The PNG file of every frame, with its number."""
     if not isinstance(files, list) or not files:
         raise ValueError(f"feature {feature!r} does not hold a PNG file for every frame")
-    frames = []
-    for number, file in enumerate(files):
+    return list(enumerate(files))
+
+
+def _frames(numbered: Sequence[tuple[int, bytes]], feature: str) -> np.ndarray:
+    """uint8 (T,H,W) or (T,H,W,3) from PNG files with the numbers of their frames."""
+    frames: list[np.ndarray] = []
+    for number, file in numbered:
         try:
             with Image.open(io.BytesIO(file), formats=("PNG",)) as image:
                 mode, frame = image.mode, np.asarray(image)

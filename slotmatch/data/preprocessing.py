@@ -5,6 +5,7 @@ The defaults follow SlotContrast's code; its other choices and better ones are f
 S the side of the square.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -21,7 +22,9 @@ from slotmatch.data.clips import Clip
 from slotmatch.settings import AT_LEAST_1, SHARE, Interpolation, Square, check
 
 __all__ = [
+    "AS_IS",
     "PREPROCESSING",
+    "Cut",
     "Preprocessing",
     "centre_offset",
     "clip_starts",
@@ -61,6 +64,15 @@ def centre_offset(size: int, side: int) -> int:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """What was decided for one training clip, and what is still to be done to its frames."""
+
+    left_out: tuple[int, int, int, int]  # columns left and right, rows above and below
+    corner: tuple[int, int]  # first row and column of the square in the resized frames
+    mirrored: bool
+
+
+@dataclass(frozen=True)
 class Preprocessing:
     """How a data set's videos become squares, in training and in evaluation.
 
@@ -91,21 +103,51 @@ class Preprocessing:
 
         One crop (its row, then its column) and then one mirroring are drawn from ``rng`` for the
         whole clip. "crop" first gives the short side S pixels. Without ``size`` frames keep theirs.
+        This is ``cut`` and then ``finish``, of which only the first knows chance.
 
         Raises:
             ValueError: not uint8 (T,H,W,3) with one frame or more.
         """
-        frames = torch.from_numpy(np.ascontiguousarray(self._shrunk(_checked(video))))
-        frames = unit_floats(rearrange(frames, "t h w c -> t c h w"))
+        frames, cut = self.cut(video, rng)
+        return self.finish(torch.from_numpy(np.ascontiguousarray(frames)), cut)
+
+    def cut(
+        self, video: NDArray[np.uint8], rng: np.random.Generator
+    ) -> tuple[NDArray[np.uint8], Cut]:
+        """The pixels uint8 (T,h,w,3) that a training clip's square depends on, and what to do next.
+
+        Cheap: nothing is resized. Pixels are a view or a copy.
+
+        Raises:
+            ValueError: see ``train``.
+        """
+        video = self._shrunk(_checked(video))
+        left_out, top, left = (0, 0, 0, 0), 0, 0
         if self.size is not None and self.square == "crop":
-            frames = self._to(frames, _short_side_to(self.size, *frames.shape[-2:]))
-            top, left = (int(rng.integers(side - self.size + 1)) for side in frames.shape[-2:])
-            frames = frames[..., top : top + self.size, left : left + self.size]
+            height, width = video.shape[1:3]
+            rows, columns = _short_side_to(self.size, height, width)
+            top, left = (int(rng.integers(n - self.size + 1)) for n in (rows, columns))
+            above, below = _unused(height, rows, top, self.size)
+            before, after = _unused(width, columns, left, self.size)
+            video = video[:, above : height - below, before : width - after]
+            left_out = before, after, above, below
+        return video, Cut(left_out, (top, left), bool(rng.random() < self.flip_probability))
+
+    def finish(self, frames: Tensor, cut: Cut) -> Tensor:
+        """What ``cut`` gave, uint8 (T,h,w,3) on any device, as float32 (T,3,S,S) in [0, 1].
+
+        Whole frames are resized, those pixels black that the square does not depend on, so that
+        every pixel of it is computed as it would be without ``cut``, to the last bit.
+        """
+        floats = unit_floats(rearrange(frames, "t h w c -> t c h w"))
+        if self.size is not None and self.square == "crop":
+            whole = F.pad(floats, cut.left_out)
+            large = self._to(whole, _short_side_to(self.size, *whole.shape[-2:]))
+            top, left = cut.corner
+            floats = large[..., top : top + self.size, left : left + self.size]
         else:
-            frames = self.resize(frames)
-        if rng.random() < self.flip_probability:
-            frames = frames.flip(-1)
-        return frames.contiguous()
+            floats = self.resize(floats)
+        return (floats.flip(-1) if cut.mirrored else floats).contiguous()
 
     def crop(self, clip: Clip) -> Clip:
         """A clip with its labels as they are scored and its frames cut, but not yet resized.
@@ -149,11 +191,12 @@ class Preprocessing:
 
 _MOVI = Preprocessing(336, flip_probability=0.5)
 _YTVIS = Preprocessing(518, "crop")
-_AS_IS = Preprocessing(None, aligned_starts=False)
+AS_IS = Preprocessing(None, aligned_starts=False)
+"""Clips that start anywhere, of whole frames at their own size."""
 
 PREPROCESSING: Mapping[str, Preprocessing] = MappingProxyType(
     {
-        **dict.fromkeys(EMBEDDED, _AS_IS),
+        **dict.fromkeys(EMBEDDED, AS_IS),
         **{f"movi_{x}": _MOVI for x in "abcde"},
         **dict.fromkeys(("ytvis2021", "ovis", "davis2017", "davis2016"), _YTVIS),
     }
@@ -171,6 +214,20 @@ def _checked(video: NDArray) -> NDArray[np.uint8]:
             f"a video must be uint8 (T,H,W,3) with a frame or more, got {video.dtype} {video.shape}"
         )
     return video
+
+
+def _unused(old: int, new: int, first: int, n: int) -> tuple[int, int]:
+    """How many pixels at either end of a side do not matter to a part of it once it is resized.
+
+    The side goes from ``old`` pixels to ``new``, and the part is ``n`` pixels from ``first`` on.
+    What is kept is two pixels more than the widest kernel reaches, which is the bicubic one: two
+    pixels, and with ``antialias`` two of the new pixels where the side shrinks.
+    """
+    scale = old / new
+    reach = math.ceil(2 * max(scale, 1)) + 2
+    start = math.floor((first + 0.5) * scale - 0.5) - reach
+    end = math.ceil((first + n - 0.5) * scale - 0.5) + 1 + reach
+    return max(start, 0), max(old - end, 0)
 
 
 def _short_side_to(side: int, height: int, width: int) -> tuple[int, int]:

@@ -43,7 +43,7 @@ from pydantic import BaseModel, PositiveInt, ValidationError
 
 from slotmatch import paths
 from slotmatch.data.catalogue import Report, not_here
-from slotmatch.data.clips import LazyClips
+from slotmatch.data.clips import LazyClips, LazyVideo
 from slotmatch.data.files import first_existing, first_videos, read_frames, some
 from slotmatch.settings import Overlaps, check_choice
 
@@ -148,9 +148,14 @@ class YouTubeVis(LazyClips):
     def read(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         """Video uint8 (T,H,W,3) and labels int32 (T,H,W) of one clip."""
         video = self.videos[position]
-        frames = read_frames(self.files(position), video.size)
+        frames = self.video(position)[:]
         labels = [label_map(video, t, self.overlaps) for t in range(len(video.file_names))]
         return frames, np.stack(labels)
+
+    def video(self, position: int) -> LazyVideo:
+        """The frames of one clip, each of them a file."""
+        size = self.videos[position].size
+        return LazyVideo(self.files(position), lambda files: read_frames(files, size))
 
     def files(self, position: int) -> list[Path]:
         """The frames in order."""

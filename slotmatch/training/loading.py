@@ -1,9 +1,13 @@
 """What a training step reads: which clips is a function of seed and step, cut ahead by workers.
 
-Shapes: N videos; B clips, T frames, P patches, F feature width.
+Workers decode the frames of a clip and no others, and hand over bytes; the device makes floats of
+them and resizes.
+
+Shapes: N videos; B clips, T frames, P patches, F feature width; S the side of a square.
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,16 +20,18 @@ from torch.utils.data import DataLoader, Dataset
 
 from slotmatch.backbones import Features
 from slotmatch.data import HasVideo
-from slotmatch.data.clips import content, digest, ids_of
-from slotmatch.data.preprocessing import Preprocessing, clip_starts, unit_floats
+from slotmatch.data.clips import LazyVideo, content, digest, ids_of, video_of
+from slotmatch.data.preprocessing import AS_IS, Cut, Preprocessing, clip_starts
 from slotmatch.model import SlotState, VideoSlotModel
 from slotmatch.training.recipe import TrainConfig
 
 __all__ = [
     "Batch",
     "Chance",
+    "CutFrames",
     "FeatureClips",
     "Frames",
+    "Reading",
     "Source",
     "Videos",
     "batches",
@@ -70,7 +76,7 @@ class Batch:
     """The clips of one process in one step, and what chance decided for them.
 
     ``clips`` and ``teacher_clips``, the same frames as each model reads them, are features
-    (B,T,P,F) or frames (B,T,3,H,W).
+    (B,T,P,F) or frames (B,T,3,H,W), floats in [0, 1].
     """
 
     step: int
@@ -97,30 +103,72 @@ class Batch:
             for i, (own, others) in enumerate(pairs)
         ]
 
-    def to(self, device: torch.device) -> Self:
-        """The batch on a device, frames as floats in [0, 1]."""
-        moved = self._moved(lambda tensor: tensor.to(device, non_blocking=True))
-        return moved._with_clips(_floats)
+
+@dataclass(frozen=True)
+class CutFrames:
+    """Clips of one batch before they are resized, in one tensor whatever their sizes."""
+
+    pixels: Tensor  # uint8, those of one clip's (T,h,w,3) after those of another
+    shapes: tuple[tuple[int, ...], ...]
+    cuts: tuple[Cut, ...]
+    preprocessing: Preprocessing
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Self:
+        """The same elsewhere."""
+        return replace(self, pixels=move(self.pixels))
+
+    def float(self) -> Tensor:
+        """The clips (B,T,3,H,W) in [0, 1], where the pixels are; one after the other."""
+        side = self.preprocessing.size
+        n_frames, *size = self.shapes[0][:3]
+        shape = (len(self.shapes), n_frames, 3, *(size if side is None else (side, side)))
+        clips = self.pixels.new_empty(shape, dtype=torch.float32)
+        parts = self.pixels.split([math.prod(shape) for shape in self.shapes])
+        for clip, part, shape, cut in zip(clips, parts, self.shapes, self.cuts, strict=True):
+            clip.copy_(self.preprocessing.finish(part.view(shape), cut))
+        return clips
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a worker read for one step, of which ``to`` makes a `Batch`.
+
+    ``clips`` has one entry, or two if the teacher reads others than the student: features (B,T,P,F)
+    in the precision they are stored in, or frames.
+    """
+
+    step: int
+    clips: tuple[Tensor | CutFrames, ...]
+    patches: Tensor | None
+    seed: int
+    first: int
+    size: int
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device: there features and pixels become floats, and frames are resized.
+
+        On a CPU frames are those of `Preprocessing.train` to the last bit; a GPU rounds otherwise.
+        """
+        own = self._moved(lambda tensor: tensor.to(device, non_blocking=True))
+        clips = [one.float() for one in own.clips]
+        return Batch(
+            self.step,
+            clips=clips[0],
+            teacher_clips=clips[-1],
+            patches=own.patches,
+            seed=self.seed,
+            first=self.first,
+            size=self.size,
+        )
 
     def pin_memory(self) -> Self:
-        """The batch where a GPU can fetch it while the CPU goes on."""
+        """The same where a GPU can fetch it while the CPU goes on."""
         return self._moved(Tensor.pin_memory)
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> Self:
+        clips = (one.moved(move) if isinstance(one, CutFrames) else move(one) for one in self.clips)
         patches = None if self.patches is None else move(self.patches)
-        return replace(self._with_clips(move), patches=patches)
-
-    def _with_clips(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """Both models' clips changed, once where both read the same."""
-        clips = change(self.clips)
-        same = self.teacher_clips is self.clips
-        return replace(
-            self, clips=clips, teacher_clips=clips if same else change(self.teacher_clips)
-        )
-
-
-def _floats(clips: Tensor) -> Tensor:
-    return unit_floats(clips) if clips.ndim == 5 else clips.float()
+        return replace(self, clips=tuple(clips), patches=patches)
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +242,7 @@ class Frames:
     @property
     def n_frames(self) -> int:
         """Frames of the first video."""
-        return len(self.clips[0].video)
+        return len(video_of(self.clips, 0))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -223,30 +271,32 @@ class Frames:
             )
         self._long_enough(0, config.longest)
 
-    def cut(self, chance: Chance, share: slice, length: int) -> Tensor:
-        """The clips of a batch (B,T,3,H,W): uint8, or floats in [0, 1] if preprocessed."""
-        clips = [self._cut(chance, place, length) for place in range(len(chance.videos))[share]]
-        if len(sizes := {tuple(clip.shape) for clip in clips}) > 1:
-            raise ValueError(f"videos of one batch must have one size, got {sorted(sizes)}")
-        return torch.stack(clips)
+    def cut(self, chance: Chance, share: slice, length: int) -> CutFrames:
+        """The clips of a batch. No other frames are read, where the videos allow it."""
+        places = range(len(chance.videos))[share]
+        frames, cuts = zip(*(self._cut(chance, place, length) for place in places), strict=True)
+        prepare, shapes = self._prepare, tuple(part.shape for part in frames)
+        if prepare.size is None and len(set(shapes)) > 1:
+            raise ValueError(f"videos of one batch must have one size, got {sorted(set(shapes))}")
+        pixels = torch.from_numpy(np.concatenate([part.ravel() for part in frames]))
+        return CutFrames(pixels, shapes, cuts, prepare)
 
-    def _cut(self, chance: Chance, place: int, length: int) -> Tensor:
+    def _cut(self, chance: Chance, place: int, length: int) -> tuple[np.ndarray, Cut]:
         video = self._long_enough(int(chance.videos[place]), length)
-        aligned = self.preprocessing is not None and self.preprocessing.aligned_starts
-        starts = clip_starts(len(video), length, aligned=aligned)
+        starts = clip_starts(len(video), length, aligned=self._prepare.aligned_starts)
         start = starts[int(chance.places[place] * len(starts))]
-        # A copy, since tensors cannot share the memory of a file that is only read.
-        clip = np.array(video[start : start + length])
-        if self.preprocessing is None:
-            frames = torch.from_numpy(clip).permute(0, 3, 1, 2)
-        else:
-            rng = np.random.default_rng(chance.crops[place])
-            frames = self.preprocessing.train(clip, rng)
-        return frames.flip(-1) if chance.flipped[place] else frames
+        rng = np.random.default_rng(chance.crops[place])
+        frames, cut = self._prepare.cut(video[start : start + length], rng)
+        cut = replace(cut, mirrored=cut.mirrored != bool(chance.flipped[place]))
+        return np.ascontiguousarray(frames), cut  # what was cut off is not kept
 
-    def _long_enough(self, index: int, length: int) -> np.ndarray:
+    @property
+    def _prepare(self) -> Preprocessing:
+        return self.preprocessing or AS_IS
+
+    def _long_enough(self, index: int, length: int) -> np.ndarray | LazyVideo:
         for offset in range(len(self.clips)):
-            video = self.clips[(index + offset) % len(self.clips)].video
+            video = video_of(self.clips, (index + offset) % len(self.clips))
             if len(video) >= length:
                 return video
         raise ValueError(
@@ -267,8 +317,8 @@ def source(clips: Videos) -> Source:
     return Frames(clips)
 
 
-class _Steps(Dataset[Batch]):
-    """The batch of every step, a pure function of the seed and the step's number."""
+class _Steps(Dataset[Reading]):
+    """What is read for every step, a pure function of the seed and the step's number."""
 
     def __init__(
         self,
@@ -280,17 +330,15 @@ class _Steps(Dataset[Batch]):
         self.sources, self.config = sources, config
         self.process, self.n_patches = process, n_patches
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> Reading:
         chance = draw(self.config, step, len(self.sources[0]), self.n_patches)
         size, length = self.config.clips(step)
         rank, n_processes = self.process
         own = size // n_processes
         share = slice(rank * own, (rank + 1) * own)
-        cut = [one.cut(chance, share, length) for one in self.sources]
-        return Batch(
+        return Reading(
             step,
-            clips=cut[0],
-            teacher_clips=cut[-1],
+            clips=tuple(one.cut(chance, share, length) for one in self.sources),
             patches=chance.patches,
             seed=chance.seed,
             first=share.start,
@@ -307,8 +355,8 @@ def batches(
     n_patches: int,
     device: torch.device,
     workers: int | None = None,
-) -> DataLoader[Batch]:
-    """The batches of a run from step ``first`` on, on the CPU, in order.
+) -> DataLoader[Reading]:
+    """What is read for a run's batches from step ``first`` on, on the CPU, in order.
 
     Args:
         sources: the student's videos and, if it reads other features, the teacher's of the same.

@@ -30,7 +30,15 @@ from slotmatch.model import VideoSlotModel
 from slotmatch.progress import hidden
 from slotmatch.training import checkpoint
 from slotmatch.training.accumulation import accumulated_step
-from slotmatch.training.loading import Batch, FeatureClips, Source, Videos, batches, source
+from slotmatch.training.loading import (
+    Batch,
+    FeatureClips,
+    Reading,
+    Source,
+    Videos,
+    batches,
+    source,
+)
 from slotmatch.training.processes import accelerator, average
 from slotmatch.training.recipe import TERMS, TrainConfig, learning_rate_factor
 from slotmatch.training.step import StepOutput
@@ -120,9 +128,9 @@ def train(
     shown: dict[str, str] = {}
     may_warn = True
     with bar:
-        for batch in run.batches(done, workers):
-            output_of_step = run.update(batch.to(run.accelerator.device))
-            done = batch.step + 1
+        for reading in run.readings(done, workers):
+            output_of_step = run.update(reading.to(run.accelerator.device))
+            done = reading.step + 1
             last = done == config.steps
             validated = last or done % config.validate_every == 0
             saved = last or done % config.checkpoint_every == 0
@@ -183,8 +191,8 @@ class _Run:
             len(self.terms_in_log) + 2, device=self.accelerator.device
         )
 
-    def batches(self, first: int, workers: int | None) -> Iterable[Batch]:
-        """This process's batch of each step from ``first`` on."""
+    def readings(self, first: int, workers: int | None) -> Iterable[Reading]:
+        """What is read for this process's batch of each step from ``first`` on."""
         return batches(
             self.sources,
             self.config,
