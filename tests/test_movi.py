@@ -96,6 +96,15 @@ def test_tfrecord_bytes_by_hand():
     assert tfrecord.masked_crc(b"123456789") == 0x2507C60D + 0xA282EAD8
 
 
+def test_features_that_nobody_asks_for_are_not_parsed():
+    example = tfrecord._Example.FromString(encode_example({"video": [b"frame"]}))
+    example.features.feature["forward_flow"] = b"\xff"
+    content = example.SerializeToString()
+    assert tfrecord.decode_example(content, ["video"]) == {"video": [b"frame"]}
+    with pytest.raises(ValueError, match=r"the record is no tf\.train\.Example"):
+        tfrecord.decode_example(content, ["video", "forward_flow"])
+
+
 # Access
 
 

@@ -163,6 +163,42 @@ def test_training_gives_the_short_side_its_size_and_rounds_the_long_one_down():
     assert tall.shape == (1, 3, 6, 6)
 
 
+def test_pixels_that_the_square_does_not_depend_on_are_cut_off():
+    # nothing is resized, so four pixels on either side of the square's 6 columns stay
+    lefts = set()
+    for seed in range(40):
+        frames, cut = Preprocessing(6, "crop").cut(places(1, 6, 15), np.random.default_rng(seed))
+        left = cut.corner[1]
+        kept = np.arange(max(left - 4, 0), min(left + 10, 15))
+        assert frames[0, 0, :, 1].tolist() == kept.tolist()
+        assert cut.left_out == (kept[0], 14 - kept[-1], 0, 0)
+        lefts.add(left)
+    assert lefts == {*range(10)}
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("antialias", [False, True])
+def test_a_cut_clip_is_resized_as_whole_frames_are(interpolation, antialias):
+    rng, smaller = np.random.default_rng(0), 0
+    for seed in range(100):
+        height, width, size = (int(n) for n in rng.integers(1, 60, 3))
+        video = noise(2, height, width * (1 + seed % 4))
+        prepare = Preprocessing(size, "crop", interpolation=interpolation, antialias=antialias)
+        frames, cut = prepare.cut(video, np.random.default_rng(seed))
+        short, (top, left) = min(video.shape[1:3]), cut.corner
+        whole = F.interpolate(
+            torch.from_numpy(video).permute(0, 3, 1, 2) / 255,
+            [size if n == short else int(n / short * size) for n in video.shape[1:3]],
+            mode=interpolation,
+            antialias=antialias,
+        ).clamp(0, 1)
+        expected = whole[..., top : top + size, left : left + size]
+        found = prepare.finish(torch.from_numpy(frames.copy()), cut)
+        assert torch.equal(found, expected)
+        smaller += frames.size < video.size
+    assert smaller > 40
+
+
 def test_a_clip_is_mirrored_as_a_whole():
     prepare = Preprocessing(4, flip_probability=0.5)
     video = noise(5, 4, 4)
