@@ -9,11 +9,14 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import decoding, inference, scoring, streaming, training
+from benchmarks import decoding, inference, loading, scoring, streaming, training
 from benchmarks.comparison import INPUTS, Settings
 from slotmatch.reporting.results import run_results, write_results
 
-MEASUREMENTS = {"a": inference, "b": decoding, "c": training, "d": scoring, "e": streaming}
+MEASUREMENTS = {
+    **{"a": inference, "b": decoding, "c": training},
+    **{"d": scoring, "e": streaming, "f": loading},
+}
 OUTPUT = Path(__file__).parent / "results.json"
 MEMORY_SETTINGS = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX", "LD_PRELOAD")
 """What changes how freed memory is kept, which changes times."""

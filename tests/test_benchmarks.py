@@ -56,7 +56,7 @@ def test_one_mask_per_label_gives_the_same_scores(seed: int) -> None:
 def test_the_command_names_the_measurements_it_has(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--only", "a,z"])
-    assert "z is not among a, b, c, d, e" in capsys.readouterr().err
+    assert "z is not among a, b, c, d, e, f" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--help"])
     shown = capsys.readouterr().out

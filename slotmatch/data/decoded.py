@@ -18,7 +18,7 @@ __all__ = ["DecodedClip", "DecodedClips"]
 class DecodedClips(Sequence[HasVideo]):
     """Videos that are kept on disk as plain frames once they were read.
 
-    A step then reads only the frames it needs, without decoding whole videos. The files lie under
+    A step then reads the frames it needs as they are, without decoding any. The files lie under
     ``paths.cache_dir()/"frames"`` and are made one by one, when a video is first asked for; only
     then is it asked what the video holds.
 
