@@ -39,6 +39,7 @@ from safetensors.torch import save_file
 from slotmatch import data, experiments
 from slotmatch.__main__ import _parser, main
 from slotmatch.data import movi, ytvis
+from slotmatch.data.preprocessing import PREPROCESSING
 from slotmatch.evaluation import PROTOCOLS
 from slotmatch.model import Preset, save
 from slotmatch.model.slotcontrast import read_tensors
@@ -146,6 +147,16 @@ def test_chance_and_the_small_run_are_as_the_page_says() -> None:
         assert f"| {step:,} | " + " | ".join(f"{value:.2f}" for value in row) + " |" in text
     assert f"{9749 * 24 * 128 * 128 * 3 / 1e9:.1f} GB" in text  # decoded MOVi-E
     assert f"{1280 * 720 * 3 / 1e6:.1f} MB" in text
+
+
+def test_bytes_of_a_batch_are_as_the_page_says() -> None:
+    text = " ".join((BOOK / "scale.md").read_text().split())
+    rng, found = np.random.default_rng(0), {}
+    for name, size in (("ytvis2021", (720, 1280)), ("movi_e", (128, 128))):
+        clip, _ = PREPROCESSING[name].cut(np.zeros((4, *size, 3), np.uint8), rng)
+        found[name] = 64 * clip.size
+    youtube, movi = f"{found['ytvis2021'] / 1e9:.1f} GB", f"{found['movi_e'] / 1e6:.0f} MB"
+    assert f"64 clips are {youtube} of YouTube-VIS at 1280 x 720 pixels and {movi} of MOVi" in text
 
 
 @pytest.mark.slow

@@ -121,8 +121,8 @@ class CutFrames:
         """The clips (B,T,3,H,W) in [0, 1], where the pixels are; one after the other."""
         side = self.preprocessing.size
         n_frames, *size = self.shapes[0][:3]
-        shape = (len(self.shapes), n_frames, 3, *(size if side is None else (side, side)))
-        clips = self.pixels.new_empty(shape, dtype=torch.float32)
+        finished = (n_frames, 3, *(size if side is None else (side, side)))
+        clips = self.pixels.new_empty((len(self.shapes), *finished), dtype=torch.float32)
         parts = self.pixels.split([math.prod(shape) for shape in self.shapes])
         for clip, part, shape, cut in zip(clips, parts, self.shapes, self.cuts, strict=True):
             clip.copy_(self.preprocessing.finish(part.view(shape), cut))
