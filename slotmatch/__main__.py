@@ -62,7 +62,9 @@ def segment(arguments: argparse.Namespace) -> None:
     from slotmatch.segmentation import segment_blocks, write_masks, write_overlay
 
     folder = Path(arguments.output)
-    blocks = segment_blocks(arguments.video, arguments.model, masks=arguments.masks)
+    blocks = segment_blocks(
+        arguments.video, arguments.model, masks=arguments.masks, precision=arguments.precision
+    )
     masks = write_masks(chain.from_iterable(blocks), folder / "masks")
     print(f"masks: {masks}")
     if arguments.overlay:
@@ -135,6 +137,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         n_videos=arguments.videos,
         protocol=arguments.protocol,
         masks=arguments.masks,
+        precision=arguments.precision,
     )
 
 
@@ -254,6 +257,7 @@ def _add_segment(commands: "Commands") -> None:
         default="decoder",
         help="whose masks; default: %(default)s",
     )
+    _add_precision(command)
 
 
 def _add_data(commands: "Commands") -> None:
@@ -295,6 +299,7 @@ def _add_evaluate(commands: "Commands") -> None:
     command.add_argument(
         "--masks", choices=choices(Masks), help="whose masks; default: the protocol's"
     )
+    _add_precision(command)
     command.add_argument(
         "--output", default="results.json", metavar="FILE", help="default: %(default)s"
     )
@@ -316,7 +321,7 @@ def _add_train(commands: "Commands") -> None:
         "--beta", type=float, help="weight of a student's SlotMatch term; default: the preset's"
     )
     command.add_argument("--learning-rate", type=float, help="default: the preset's")
-    command.add_argument("--precision", choices=choices(Precision), default="no")
+    _add_precision(command)
     command.add_argument(
         "--accumulate",
         type=_positive,
@@ -364,6 +369,15 @@ def _add(
     command = commands.add_parser(name, description=run.__doc__, **options)
     command.set_defaults(run=run)
     return command
+
+
+def _add_precision(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--precision",
+        choices=choices(Precision),
+        default="no",
+        help="half precision of products, or %(default)s (the default) for single",
+    )
 
 
 def _positive(text: str) -> int:

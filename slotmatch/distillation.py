@@ -11,7 +11,7 @@ Shapes: B clips, T frames, K slots, D slot width, P patches.
 import torch.nn.functional as F
 from torch import Tensor
 
-from slotmatch.losses import full_precision
+from slotmatch.precision import full_precision
 
 __all__ = [
     "mask_divergence",

@@ -11,11 +11,11 @@ from einops import rearrange
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from slotmatch.precision import full_precision
 from slotmatch.settings import Axis, Correspondence, check_choice
 
 __all__ = [
     "feature_reconstruction",
-    "full_precision",
     "match_slots",
     "reorder_slots",
     "slot_contrast",
@@ -116,11 +116,6 @@ def slot_match(
     elif correspondence == "shifted":
         teacher = teacher.roll(-1, dims=2)
     return 1 - F.cosine_similarity(student, teacher, dim=-1).mean()
-
-
-def full_precision(tensor: Tensor) -> Tensor:
-    """At least single precision, in which every loss is computed."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _require_same_shape(first: str, a: Tensor, second: str, b: Tensor) -> None:

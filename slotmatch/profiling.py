@@ -22,6 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from slotmatch.data.preprocessing import unit_floats
 from slotmatch.model import ModelConfig, VideoSlotModel
+from slotmatch.precision import autocast, check_precision
+from slotmatch.settings import Precision
 
 __all__ = [
     "PeakMemory",
@@ -219,7 +221,12 @@ def ms_per_frame(
 
 @torch.inference_mode()
 def time_parts(
-    model: VideoSlotModel, video: np.ndarray, *, reconstruct: bool = False, decode: bool = True
+    model: VideoSlotModel,
+    video: np.ndarray,
+    *,
+    reconstruct: bool = False,
+    decode: bool = True,
+    precision: Precision = "no",
 ) -> dict[str, float]:
     """Milliseconds a frame of the stages of a model, and in all (``"total"``), in one run.
 
@@ -231,23 +238,27 @@ def time_parts(
         video: uint8 (T,H,W,3), short.
         reconstruct: whether the decoder gives the reconstruction besides the masks.
         decode: False leaves the decoder out: the masks are slot attention's.
+        precision: of all stages (`slotmatch.precision`).
 
     Raises:
-        ValueError: a model without backbone, or a video of another kind.
+        ValueError: a model without backbone, a video of another kind, or a precision that the
+            device does not have.
     """
     device = model.decoder.positions.device
+    check_precision(precision, device)
     frames = unit_floats(_frames(video).to(device))
-    marks = [now(device)]
-    features = model.encode(frames)
-    marks.append(now(device))
-    generator = torch.Generator().manual_seed(0)
-    slots = model.forward_features(features, decode=False, generator=generator).slots
-    marks.append(now(device))
-    stages = ["backbone", "slots"]
-    if decode:
-        model.decode(slots, reconstruct=reconstruct)
+    with autocast(frames, precision):
+        marks = [now(device)]
+        features = model.encode(frames)
         marks.append(now(device))
-        stages.append("decoder")
+        generator = torch.Generator().manual_seed(0)
+        slots = model.forward_features(features, decode=False, generator=generator).slots
+        marks.append(now(device))
+        stages = ["backbone", "slots"]
+        if decode:
+            model.decode(slots, reconstruct=reconstruct)
+            marks.append(now(device))
+            stages.append("decoder")
     times = 1000 * np.diff(marks) / len(video)
     return {**dict(zip(stages, times.tolist(), strict=True)), "total": float(times.sum())}
 

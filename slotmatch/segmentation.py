@@ -25,7 +25,7 @@ from slotmatch.model import VideoSlotModel, load
 from slotmatch.model.network import CHUNK
 from slotmatch.palette import blend, slot_colors
 from slotmatch.progress import hidden
-from slotmatch.settings import Masks, check_choice
+from slotmatch.settings import Masks, Precision, check_choice
 
 __all__ = ["segment", "segment_blocks", "write_masks", "write_overlay"]
 
@@ -39,6 +39,7 @@ def segment(
     *,
     chunk: int = CHUNK,
     masks: Masks = "decoder",
+    precision: Precision = "no",
     device: str | torch.device | None = None,
     seed: int = 0,
     progress: bool | None = None,
@@ -63,6 +64,8 @@ def segment(
         model: a model with a backbone, or what `slotmatch.model.load` takes.
         chunk: frames at a time; changes speed and memory only.
         masks: ``"decoder"``, as the paper has it, or slot attention's, which need no decoder.
+        precision: ``"bf16"`` or, on a GPU, ``"fp16"`` for products in half precision; ``"no"`` for
+            single (`slotmatch.precision`). Most pixels keep their slot, not all.
         device: where to compute; the model is moved there. None: where it is.
         seed: draws the initial slots of a model that samples them.
         progress: show a bar; None: in a terminal only.
@@ -71,10 +74,17 @@ def segment(
         FileNotFoundError: no such file or folder, or a folder without images.
         ValueError: a video without frames, of another shape or type, with values outside [0, 1],
             or in a file that is damaged; a model without backbone; a chunk below 1; an unknown
-            kind of masks.
+            kind of masks; a precision that is unknown or that the device does not have.
     """
     blocks = segment_blocks(
-        video, model, chunk=chunk, masks=masks, device=device, seed=seed, progress=progress
+        video,
+        model,
+        chunk=chunk,
+        masks=masks,
+        precision=precision,
+        device=device,
+        seed=seed,
+        progress=progress,
     )
     return np.concatenate(list(blocks))
 
@@ -85,6 +95,7 @@ def segment_blocks(
     *,
     chunk: int = CHUNK,
     masks: Masks = "decoder",
+    precision: Precision = "no",
     device: str | torch.device | None = None,
     seed: int = 0,
     progress: bool | None = None,
@@ -110,6 +121,7 @@ def segment_blocks(
         (frame[None] for frame in chain([first], frames)),
         chunk=chunk,
         decode=masks == "decoder",
+        precision=precision,
         generator=torch.Generator().manual_seed(seed),
     )
     with tqdm(total=show_of(video).n_frames, unit="frame", disable=hidden(progress)) as bar:

@@ -20,6 +20,7 @@ from slotmatch import paths
 from slotmatch.backbones.base import Backbone, weights_checksum
 from slotmatch.data.clips import HasVideo, content, ids_of
 from slotmatch.data.preprocessing import unit_floats
+from slotmatch.precision import autocast
 from slotmatch.progress import hidden
 
 __all__ = ["Features", "cached_features", "encode_frames"]
@@ -168,10 +169,14 @@ def _reserve(path: Path) -> None:
 
 @torch.inference_mode()
 def encode_frames(frames: np.ndarray, backbone: Backbone) -> Tensor:
-    """Features (N,P,F) in float16 on the CPU of uint8 frames (N,H,W,3)."""
+    """Features (N,P,F) in float16 on the CPU of uint8 frames (N,H,W,3).
+
+    Computed in single precision whatever surrounds it, so that what is kept is always the same.
+    """
     device = next(backbone.buffers()).device
     video = rearrange(torch.from_numpy(frames).to(device), "n h w c -> 1 n c h w")
-    return backbone.encode(unit_floats(video))[0].half().cpu()
+    with autocast(video, "no"):
+        return backbone.encode(unit_floats(video))[0].half().cpu()
 
 
 def _frames(clips: Sequence[HasVideo], shape: tuple[int, ...]) -> Iterator[np.ndarray]:

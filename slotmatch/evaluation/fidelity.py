@@ -25,7 +25,7 @@ from slotmatch.data.preprocessing import unit_floats
 from slotmatch.evaluation.scoring import VALIDATED, columns, joined, outputs, score_labels
 from slotmatch.losses import match_slots, reorder_slots
 from slotmatch.model import VideoSlotModel
-from slotmatch.settings import Disturbance
+from slotmatch.settings import Disturbance, Precision
 
 __all__ = [
     "Followed",
@@ -53,11 +53,17 @@ def follow(
     model: VideoSlotModel,
     clips: Iterable[Clip],
     features: Features | np.ndarray | None = None,
+    *,
+    precision: Precision = "no",
 ) -> list[Followed]:
-    """Slots and label maps of every clip, from their features if these are at hand."""
+    """Slots and label maps of every clip, from their features if these are at hand.
+
+    Raises:
+        ValueError: a precision that ``evaluate`` refuses.
+    """
     return [
         Followed(slots, metrics.label_maps(masks, clip.labels.shape[1:]))
-        for clip, slots, masks in outputs(model, clips, features)
+        for clip, slots, masks in outputs(model, clips, features, precision=precision)
     ]
 
 

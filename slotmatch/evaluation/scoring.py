@@ -21,7 +21,7 @@ from slotmatch.data.preprocessing import Preprocessing, unit_floats
 from slotmatch.evaluation.protocols import ORIGINAL, Protocol, samples
 from slotmatch.model import VideoSlotModel
 from slotmatch.progress import hidden
-from slotmatch.settings import Masks, check_choice
+from slotmatch.settings import Masks, Precision, check_choice
 
 __all__ = [
     "columns",
@@ -47,6 +47,7 @@ def evaluate(
     batch_size: int = 4,
     masks: Masks | None = None,
     protocol: Protocol = ORIGINAL,
+    precision: Precision = "no",
     progress: bool | None = None,
 ) -> dict[str, list[float]]:
     """Every metric of every video, in the order of the clips.
@@ -63,6 +64,8 @@ def evaluate(
         masks: ``"decoder"``, as the paper has it, or slot attention's, which need no decoder; None:
             the protocol's.
         protocol: what counts; ``protocols.protocol_for`` gives the published ones.
+        precision: of backbone, slots and decoder (`slotmatch.precision`); scores are computed from
+            single-precision masks always.
         progress: shows a bar; None: if the output is a terminal.
 
     Returns:
@@ -71,8 +74,9 @@ def evaluate(
 
     Raises:
         ValueError: no clips, another number of features than clips or those of another backbone, an
-            unknown kind of masks, a model without backbone and no features, or features with a
-            protocol of windows.
+            unknown kind of masks, a model without backbone and no features, features with a
+            protocol of windows, a precision that the device does not have, or half precision with
+            features that a backbone made in single.
     """
     return evaluate_samples(
         model,
@@ -81,6 +85,7 @@ def evaluate(
         batch_size=batch_size,
         masks=masks,
         protocol=protocol,
+        precision=precision,
         progress=progress,
     )[1]
 
@@ -93,6 +98,7 @@ def evaluate_samples(
     batch_size: int = 4,
     masks: Masks | None = None,
     protocol: Protocol = ORIGINAL,
+    precision: Precision = "no",
     progress: bool | None = None,
 ) -> tuple[list[str], dict[str, list[float]]]:
     """The ids of the samples that a protocol counts, and what ``evaluate`` returns for them."""
@@ -121,6 +127,7 @@ def evaluate_samples(
             batch_size=batch_size,
             masks=masks,
             preprocessing=protocol.preprocessing,
+            precision=precision,
         ):
             scores.append(score_masks(clip, own, protocol=protocol))
             ids.append(clip.id)
@@ -136,11 +143,17 @@ def outputs(
     batch_size: int = 4,
     masks: Masks = "decoder",
     preprocessing: Preprocessing = ORIGINAL.preprocessing,
+    precision: Precision = "no",
 ) -> Iterator[tuple[Clip, Tensor, Tensor]]:
     """Each clip with its slots (T,K,D) and soft masks (T,K,P), on the CPU in single precision.
 
     Arguments are those of ``evaluate``; the model is in evaluation mode while a batch passes.
     """
+    if precision != "no" and features is not None and model.backbone is not None:
+        raise ValueError(
+            f"precision {precision!r} is the backbone's too, and the features were made in single "
+            "precision: leave them out"
+        )
     sampled = model.config.initial_slots == "sampled"
     done = 0
     for batch in _batches(clips, 1 if sampled else batch_size):
@@ -151,6 +164,7 @@ def outputs(
             model.stream(
                 _frames(batch, seen, preprocessing, model.decoder.positions.device),
                 decode=masks == "decoder",
+                precision=precision,
                 generator=torch.Generator().manual_seed(done),
             )
         )

@@ -13,8 +13,9 @@ import torch
 from slotmatch import data, evaluation, paths, profiling
 from slotmatch.evaluation import PROTOCOLS, Protocol
 from slotmatch.model import load
+from slotmatch.precision import check_precision
 from slotmatch.reporting import results
-from slotmatch.settings import Masks
+from slotmatch.settings import Masks, Precision
 
 __all__ = ["evaluate_to_file"]
 
@@ -28,6 +29,7 @@ def evaluate_to_file(
     n_videos: int | None = None,
     protocol: str | None = None,
     masks: Masks | None = None,
+    precision: Precision = "no",
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Score a model, write the scores of each video and where they come from, and return them.
@@ -40,10 +42,12 @@ def evaluate_to_file(
         n_videos: only the first so many.
         protocol: None: original, or slotcontrast for a real data set.
         masks: None: the protocol's.
+        precision: see ``slotmatch.evaluation.evaluate``; the file's config has it.
         say: where sentences about the scores go.
 
     Raises:
-        ValueError: an unknown name, or a protocol that has no rules for the data set.
+        ValueError: an unknown name, a protocol that has no rules for the data set, or a precision
+            that the device does not have.
         FileNotFoundError: data or model are not on this machine.
     """
     started = time.monotonic()
@@ -57,8 +61,9 @@ def evaluate_to_file(
     rules = evaluation.protocol_for(protocol or default, dataset)
     rules = replace(rules, masks=masks or rules.masks)
     network = load(model).to("cuda" if torch.cuda.is_available() else "cpu")
+    check_precision(precision, network.decoder.positions.device)
     clips = clips or opened()
-    ids, scores = evaluation.evaluate_samples(network, clips, protocol=rules)
+    ids, scores = evaluation.evaluate_samples(network, clips, protocol=rules, precision=precision)
     entry = {
         "metrics": scores,
         "dataset_metrics": evaluation.joined(scores),
@@ -67,7 +72,8 @@ def evaluate_to_file(
     if Path(model).is_file():
         entry["checkpoint"] = paths.checksum(model)
     content = results.run_results(
-        config={"model": model, "masks": rules.masks} | asdict(network.config),
+        config={"model": model, "masks": rules.masks, "precision": precision}
+        | asdict(network.config),
         seeds=[],
         dataset=dataset,
         split=split,
@@ -89,7 +95,9 @@ def _summary(content: Mapping[str, Any], rules: Protocol, clips: Sequence[object
     found, (entry,) = content["data"], content["models"].values()
     scored = min(len(clips), rules.n_videos or len(clips))
     what = f"{scored} of {len(clips)} videos of {found['name']} {found['split']}"
-    yield f"{content['config']['model']} on {what}"
+    config = content["config"]
+    how = "" if config["precision"] == "no" else f", computed in {config['precision']}"
+    yield f"{config['model']} on {what}{how}"
     yield f"protocol {rules.name}: {PROTOCOLS[rules.name]}"
     texts = results.numbers(content)
     for metric, title in results.SCORES.items():

@@ -23,7 +23,7 @@ from slotmatch.model import load
 from slotmatch.reporting import results
 from slotmatch.settings import Role, Size, choices
 
-__all__ = ["by_fact", "extremes", "facts", "measure", "path"]
+__all__ = ["by_fact", "extremes", "facts", "kept", "measure", "path", "rounded"]
 
 KEPT = ("video_fg_ari", "image_fg_ari", "video_mbo", "image_mbo", "j_and_f", "identity_switches")
 """Metrics of the files, beside a student's fidelity."""
@@ -80,13 +80,13 @@ def measure(dataset: str, output: Path, *, preset: Size = "mini") -> dict[str, A
             ),
         }
         for name, scores in ways.items():
-            entries[name] = identity(role, model) | {"metrics": _kept(scores)}
+            entries[name] = identity(role, model) | {"metrics": kept(scores)}
     agreement = evaluation.fidelity(followed["student"], followed["teacher"], clips)
-    entries["student"]["metrics"] |= _rounded(agreement)
+    entries["student"]["metrics"] |= rounded(agreement)
     for role, own in features.items():
         assert own is not None
         scores = baselines.kmeans_per_video(clips, own, "true")
-        entries[f"k-means, {role}'s features"] = {"metrics": _kept(scores)}
+        entries[f"k-means, {role}'s features"] = {"metrics": kept(scores)}
     grid = models["teacher"].config.grid
     simple = {
         "k-means, colours and places": baselines.kmeans_per_video(
@@ -95,7 +95,7 @@ def measure(dataset: str, output: Path, *, preset: Size = "mini") -> dict[str, A
         "grid of blocks": baselines.block_grid(clips, *BLOCKS),
         "oracle of the patch grid": evaluation.grid_oracle(clips, grid),
     }
-    entries |= {name: {"metrics": _kept(scores)} for name, scores in simple.items()}
+    entries |= {name: {"metrics": kept(scores)} for name, scores in simple.items()}
     content = results.run_results(
         config={role: model.config for role, model in models.items()},
         seeds=[0],
@@ -164,11 +164,13 @@ def extremes(content: Mapping[str, Any], n: int = 2) -> dict[str, list[int]]:
     return {"behind": order[:n].tolist(), "ahead": order[::-1][:n].tolist()}
 
 
-def _kept(scores: dict[str, list[float]]) -> dict[str, list[float]]:
-    return _rounded({name: scores[name] for name in KEPT})
+def kept(scores: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """The metrics of a result file, rounded."""
+    return rounded({name: scores[name] for name in KEPT})
 
 
-def _rounded(scores: dict[str, list[float]]) -> dict[str, list[float]]:
+def rounded(scores: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """To as many digits as are kept in a file of hundreds of videos."""
     return {name: np.round(values, DIGITS).tolist() for name, values in scores.items()}
 
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from slotmatch.precision import autocast, full_precision
 from slotmatch.settings import GruState, LogitScale, PositionInit, check_choice
 
 __all__ = [
@@ -137,13 +138,16 @@ class SlotAttention(nn.Module):
         for _ in range(iterations):
             normalised = self.norm_slots(slots)
             logits = self.to_q(normalised) @ rearrange(keys, "b p d -> b d p")
-            attention = (logits * self.slot_dim**-0.5).softmax(dim=1)  # slots compete for a patch
+            scaled = full_precision(logits) * self.slot_dim**-0.5
+            attention = scaled.softmax(dim=1)  # slots compete for a patch
             weights = attention + self.eps
-            updates = (weights / weights.sum(dim=-1, keepdim=True)) @ values
+            means = (weights / weights.sum(dim=-1, keepdim=True)).to(values.dtype)
+            updates = (means @ values).to(slots.dtype)
             state = normalised if self.gru_state == "normalised" else slots
-            slots = self.gru(
-                rearrange(updates, "b k d -> (b k) d"), rearrange(state, "b k d -> (b k) d")
-            )
+            with autocast(slots, "no"):  # a GPU's GRU would round the slots themselves
+                slots = self.gru(
+                    rearrange(updates, "b k d -> (b k) d"), rearrange(state, "b k d -> (b k) d")
+                )
             slots = rearrange(slots, "(b k) d -> b k d", b=batch)
             slots = slots + self.mlp(slots)
         return slots, attention
@@ -332,8 +336,8 @@ class MLPDecoder(nn.Module):
         """
         last = cast("nn.Linear", self.layers[-1])
         hidden = self._hidden(of_slots, of_positions)
-        masks = (hidden @ last.weight[-1] + last.bias[-1]).softmax(dim=-1)
+        masks = full_precision(hidden @ last.weight[-1] + last.bias[-1]).softmax(dim=-1)
         if not reconstruct:
             return [masks]
-        mixed = (rearrange(masks, "b p k -> b p 1 k") @ hidden).squeeze(-2)
+        mixed = (rearrange(masks.to(hidden.dtype), "b p k -> b p 1 k") @ hidden).squeeze(-2)
         return [masks, F.linear(mixed, last.weight[:-1], last.bias[:-1])]

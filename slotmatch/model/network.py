@@ -30,6 +30,8 @@ from slotmatch.model.modules import (
     feature_transform,
 )
 from slotmatch.model.presets import ModelConfig
+from slotmatch.precision import autocast, check_precision
+from slotmatch.settings import Precision
 
 __all__ = [
     "CHUNK",
@@ -185,27 +187,32 @@ class VideoSlotModel(nn.Module):
         chunk: int = CHUNK,
         decode: bool = True,
         reconstruct: bool = False,
+        precision: Precision = "no",
         generator: torch.Generator | None = None,
     ) -> Iterator[SlotOutput]:
         """Outputs of videos of any length, ``chunk`` frames at a time, in constant memory.
 
         Together they are what the whole videos give at once. A frame is one of each of B videos:
         (B,3,H,W), uint8 or floats in [0, 1], which is squeezed into the backbone's square, or
-        features (B,P,F). The model runs where its weights are. No gradient is kept.
+        features (B,P,F). The model runs where its weights are. No gradient is kept. In a half
+        ``precision`` slots, their state and masks are single still (`slotmatch.precision`).
 
         Raises:
-            ValueError: frames without a backbone, and what ``forward_features`` refuses.
+            ValueError: frames without a backbone, a precision that the device does not have, and
+                what ``forward_features`` refuses.
         """
+        check_precision(precision, self.decoder.positions.device)
         frames, state = iter(frames), None
         while block := [self._square(frame) for frame in islice(frames, chunk)]:
             run = self if block[0].ndim == 4 else self.forward_features
-            output = run(
-                torch.stack(block, dim=1),
-                reconstruct=reconstruct,
-                decode=decode,
-                state=state,
-                generator=generator,
-            )
+            with autocast(block[0], precision):  # not while a caller has what is yielded
+                output = run(
+                    torch.stack(block, dim=1),
+                    reconstruct=reconstruct,
+                    decode=decode,
+                    state=state,
+                    generator=generator,
+                )
             state = output.state
             yield output
 

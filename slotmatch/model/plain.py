@@ -12,6 +12,7 @@ from torch import Tensor
 
 from slotmatch.model.modules import MLPDecoder
 from slotmatch.model.network import VideoSlotModel
+from slotmatch.precision import full_precision
 
 __all__ = ["PlainDecoder", "as_written"]
 
@@ -32,7 +33,7 @@ class PlainDecoder(MLPDecoder):
         for layer in inner:
             hidden = torch.relu(layer(hidden))
         features, logits = last(hidden).split([self.feature_dim, 1], dim=-1)
-        masks = logits.softmax(dim=1)
+        masks = full_precision(logits).softmax(dim=1)
         reconstruction = (masks * features).sum(dim=1)
         return masks.squeeze(-1), reconstruction if reconstruct else None
 

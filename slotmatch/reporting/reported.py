@@ -68,7 +68,7 @@ def run_here(dataset: str, role: Role, protocol: str) -> Mapping[str, str]:
     """Scores of our model at the paper's size, if someone ran it: FG-ARI and mBO, else nothing.
 
     ``python -m slotmatch evaluate FILE DATASET --output book/results/paper/DATASET.ROLE.json``
-    leaves them there.
+    leaves them there. Those in half precision say so.
 
     Raises:
         ValueError: that file was scored by other rules, or on another data set.
@@ -84,8 +84,10 @@ def run_here(dataset: str, role: Role, protocol: str) -> Mapping[str, str]:
             f"{protocol!r}: score it again with --protocol {protocol}"
         )
     (entry,) = found["models"].values()
+    precision = found["config"].get("precision", "no")
+    mark = "" if precision == "no" else f" ({precision})"
     return {
-        heading: f"{100 * np.nanmean(entry['metrics'][metric]):.1f}"
+        heading: f"{100 * np.nanmean(entry['metrics'][metric]):.1f}{mark}"
         for heading, metric in METRICS.items()
     }
 

@@ -23,7 +23,7 @@ FLOORS = (
     ("evaluation", "segmentation", "profiling", "distillation"),
     ("model",),
     ("backbones", "losses", "metrics"),
-    ("data", "tensors", "contingency", "palette"),
+    ("data", "precision", "tensors", "contingency", "palette"),
     ("paths", "settings", "progress", "extras"),
 )
 """The rooms from the top floor down: a room imports from floors below its own."""

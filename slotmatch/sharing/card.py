@@ -238,6 +238,7 @@ def _scores_text(results: Mapping[str, Any] | None, entry: str | None, sha256: s
     version = f" (version {data['version']})" if data["version"] is not None else ""
     how = f", protocol `{protocol['name']}`" if "name" in protocol else ""
     how += f", masks of the {masks}" if masks else ""
+    how += f", computed in {half}" if (half := _half(results)) else ""
     text = (
         f"{len(data['ids'])} {pieces} of {data['name']}{version}, split {data['split']}{how}. "
         "Mean over them times 100, with its 95 % interval.\n\n"
@@ -253,6 +254,12 @@ def _scores_text(results: Mapping[str, Any] | None, entry: str | None, sha256: s
     )
 
 
+def _half(results: Mapping[str, Any]) -> str | None:
+    """The half precision that scores were computed in, if they were."""
+    precision: str = results["config"].get("precision", "no")
+    return None if precision == "no" else precision
+
+
 def _scored(results: Mapping[str, Any], entry: str) -> list[str]:
     texts = numbers(results)
     return [key for key in SCORES if f"{entry}_{key}" in texts]
@@ -261,7 +268,7 @@ def _scored(results: Mapping[str, Any], entry: str) -> list[str]:
 def _eval_results(results: Mapping[str, Any] | None, entry: str | None) -> list[EvalResult]:
     if results is None or entry is None:
         return []
-    data, texts = results["data"], numbers(results)
+    data, texts, half = results["data"], numbers(results), _half(results)
     return [
         EvalResult(
             task_type="image-segmentation",
@@ -272,6 +279,7 @@ def _eval_results(results: Mapping[str, Any] | None, entry: str | None) -> list[
             metric_type=key,
             metric_name=SCORES[key],
             metric_value=round(float(texts[f"{entry}_{key}_mean"]), 1),
+            metric_args={"precision": half} if half else None,
         )
         for key in _scored(results, entry)
     ]

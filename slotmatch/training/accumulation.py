@@ -15,11 +15,11 @@ from torch import Tensor
 
 from slotmatch.losses import slot_contrast
 from slotmatch.model import VideoSlotModel
+from slotmatch.precision import autocast
 from slotmatch.training.loading import Batch
 from slotmatch.training.recipe import TrainConfig, term_weights
 from slotmatch.training.step import (
     StepOutput,
-    autocast,
     encode,
     find_slots,
     slotmatch_step,

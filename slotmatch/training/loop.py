@@ -24,9 +24,9 @@ from tqdm.auto import tqdm
 from slotmatch import paths
 from slotmatch.backbones import weights_checksum
 from slotmatch.data.files import some
-from slotmatch.losses import full_precision
 from slotmatch.metrics import mask_entropy
 from slotmatch.model import VideoSlotModel
+from slotmatch.precision import full_precision
 from slotmatch.progress import hidden
 from slotmatch.training import checkpoint
 from slotmatch.training.accumulation import accumulated_step

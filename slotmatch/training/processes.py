@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor
 
+from slotmatch.precision import check_precision
 from slotmatch.training.recipe import TrainConfig
 
 __all__ = ["accelerator", "average", "processes"]
@@ -32,8 +33,7 @@ def accelerator(config: TrainConfig) -> Accelerator:
     # A process that trains twice (teacher, then student) may change precision in between.
     AcceleratorState._reset_state()
     found = Accelerator(mixed_precision=config.mixed_precision)
-    if config.mixed_precision == "fp16" and found.device.type == "cpu":
-        raise ValueError('mixed_precision "fp16" needs a GPU: choose "bf16" or "no"')
+    check_precision(config.mixed_precision, found.device, name="mixed_precision")
     if config.fewest % (found.num_processes * config.accumulate):
         raise ValueError(
             f"batch_size {config.batch_size} cannot be shared equally by "

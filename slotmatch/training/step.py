@@ -8,7 +8,6 @@ Shapes: B clips, T frames, K slots, D slot width, P patches, F feature width.
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slotmatch.losses import feature_reconstruction, full_precision, slot_contrast, slot_match
+from slotmatch.losses import feature_reconstruction, slot_contrast, slot_match
 from slotmatch.model import VideoSlotModel
-from slotmatch.settings import Precision
+from slotmatch.precision import autocast, full_precision
 from slotmatch.training.added import ADDED, DECODED
 from slotmatch.training.loading import Batch
 from slotmatch.training.recipe import TrainConfig, term_weights
@@ -110,14 +109,6 @@ def see(model: VideoSlotModel, features: Tensor, batch: Batch, *, decode: bool) 
 def find_slots(model: VideoSlotModel, clips: Tensor, batch: Batch) -> Tensor:
     """The slots (B,T,K,D) of a model, without decoding any."""
     return full_precision(see(model, encode(model, clips), batch, decode=False).slots)
-
-
-def autocast(like: Tensor, precision: Precision) -> AbstractContextManager[Any]:
-    """Matrix products in half precision if asked for; meta tensors, of no device, know none."""
-    if precision == "no" or like.is_meta:
-        return nullcontext()
-    kind = torch.bfloat16 if precision == "bf16" else torch.float16
-    return torch.autocast(like.device.type, kind)
 
 
 def detached(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slotmatch.losses import full_precision
 from slotmatch.model import VideoSlotModel
+from slotmatch.precision import full_precision
 from slotmatch.training.recipe import TrainConfig
 
 __all__ = ["PROJECTED", "Student", "View"]
