@@ -25,7 +25,7 @@ MEMORY_SETTINGS = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_M
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what was asked for; the file is written anew after each measurement."""
     options = parse(arguments)
-    settings = Settings(options.repeats, options.quick, options.device)
+    settings = Settings(options.repeats, options.quick, options.device, options.bf16)
     started = time.monotonic()
     config = {
         **asdict(settings),
@@ -60,6 +60,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=OUTPUT, help="the result file to write")
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=["cpu", "cuda"], default=default)
+    parser.add_argument("--bf16", action="store_true", help="(a) in half precision as well")
     options = parser.parse_args(arguments)
     if options.repeats < 1:
         parser.error(f"--repeats must be 1 or more, got {options.repeats}")

@@ -29,6 +29,7 @@ class Settings:
     repeats: int = 7
     quick: bool = False
     device: str = "cpu"
+    bf16: bool = False
 
     @property
     def sizes(self) -> dict[str, Preset]:

@@ -77,7 +77,7 @@ def measure(dataset: str, output: Path, *, n_videos: int = N_TEST) -> dict[str, 
     return results.write_results(output, content)
 
 
-def in_half(role: Role) -> str:
+def in_half(role: str) -> str:
     """A model's entry in half precision; that in single has the role's own name."""
     return f"{role}, {HALF}"
 
@@ -93,7 +93,7 @@ def precision_table(found: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         content = found.get(name)
         texts = {} if content is None else results.numbers(content)
         for role in choices(Role):
-            row = {"videos": texts.get("n_videos")}
+            row: dict[str, Any] = {"videos": texts.get("n_videos")}
             for metric in ("same_slot", "same_slot_objects"):
                 row[results.FIDELITY[metric]] = texts.get(f"{in_half(role)}_{metric}")
             for metric, heading in DIFFERENCES.items():

@@ -201,8 +201,10 @@ def machine(measured: Mapping[str, Any]) -> str:
 def benchmark_table(comparison: Mapping[str, Any]) -> pd.DataFrame:
     """One comparison of ``python -m benchmarks``: a row for each way to do the work.
 
-    A ratio is to the comparison's baseline, turn by turn.
+    A ratio is to the comparison's baseline, turn by turn. Where half precision took part, its rows
+    tell how many patches keep their slot.
     """
+    same = results.FIDELITY["same_slot"]
     rows = {
         way: {
             "parameters": f"{row['parameters']:,}" if "parameters" in row else "-",
@@ -213,9 +215,10 @@ def benchmark_table(comparison: Mapping[str, Any]) -> pd.DataFrame:
             ),
             "memory added, MiB": f"{row['MiB added']:,.1f}",
         }
+        | ({} if row.get(same) is None else {same: f"{row[same]:.1f}"})
         for way, row in comparison["summary"].items()
     }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    return results.dashed(pd.DataFrame.from_dict(rows, orient="index"))
 
 
 def speedups(measured: Mapping[str, Any]) -> dict[str, dict[str, str]]:
