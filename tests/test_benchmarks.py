@@ -2,16 +2,18 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import tiny
 
-from benchmarks import onehot, reference, scoring
+from benchmarks import inference, onehot, reference, scoring
 from benchmarks.__main__ import MEASUREMENTS, main
 from benchmarks.comparison import Comparison, Settings
 from slotmatch import metrics, paths
-from slotmatch.model import ModelConfig, Preset, VideoSlotModel
+from slotmatch.model import PRESETS, ModelConfig, Preset, VideoSlotModel
 from slotmatch.profiling import PeakMemory
 from slotmatch.reporting.results import read_results
 
@@ -51,6 +53,20 @@ def test_one_mask_per_label_gives_the_same_scores(seed: int) -> None:
     found = metrics.video_metrics(true, pred)
     assert set(found) - set(expected) == {"image_fg_ari_frames", "image_mbo_frames"}
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-6)
+
+
+def test_half_precision_takes_part_if_asked() -> None:
+    preset = PRESETS["mini"]
+    usual, asked = inference.contenders(preset), inference.contenders(preset, bf16=True)
+    assert {own.precision for own in usual.values()} == {"no"}
+    assert asked.keys() - usual.keys() == {"fast teacher, bf16", "fast student, bf16"}
+    added = asked["fast student, bf16"]
+    assert replace(added, precision="no") == asked["fast student"]
+    student = replace(added, config=tiny("embedded_small", 32))
+    model = student.build()
+    assert inference.timing(model, student, 2)()["total"] > 0
+    assert 50 < inference.same_slot(model, student, 2) <= 100
+    assert inference.same_slot(model, replace(student, precision="no"), 2) == 100
 
 
 def test_the_command_names_the_measurements_it_has(capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,6 +155,7 @@ def test_the_released_implementation_runs_beside_ours(
 def test_everything_is_measured_and_stored_in_one_command(tmp_path: Path) -> None:
     output = tmp_path / "results.json"
     command = [sys.executable, "-m", "benchmarks", "--quick", "--repeats", "2", "--device", "cpu"]
+    command += ["--bf16"]
     run = subprocess.run(
         [*command, "--output", str(output)], cwd=paths.REPOSITORY, capture_output=True, text=True
     )
@@ -153,11 +170,14 @@ def test_everything_is_measured_and_stored_in_one_command(tmp_path: Path) -> Non
             assert found["title"] in run.stdout
             assert all(len(turns) == 2 for turns in found["turns"].values())
             assert all(turn["total"] > 0 for turns in found["turns"].values() for turn in turns)
-    (inference,) = results["measurements"]["a"]
-    assert {"plain teacher", "fast student", "student, attention masks"} <= set(inference["turns"])
-    fast, light = (
-        inference["summary"][name] for name in ("fast student", "student, attention masks")
-    )
+    (found,) = results["measurements"]["a"]
+    shares = {way: row.get("same slot, %") for way, row in found["summary"].items()}
+    assert {way for way, share in shares.items() if share} == {
+        *("fast teacher, bf16", "fast student, bf16")
+    }
+    assert all(50 < share <= 100 for share in shares.values() if share)
+    assert {"plain teacher", "fast student", "student, attention masks"} <= set(found["turns"])
+    fast, light = (found["summary"][name] for name in ("fast student", "student, attention masks"))
     assert light["GFLOP"] < fast["GFLOP"]
     assert light["parameters"] < fast["parameters"]
     if sys.platform == "linux":

@@ -72,10 +72,38 @@ def test_evaluate_prints_scores_and_writes_them(data_set, checkpoint, tmp_path, 
     np.testing.assert_allclose(entry["metrics"]["video_mbo"], expected["video_mbo"])
     assert results["data"]["ids"] == ["minimovi_a/test/00000", "minimovi_a/test/00001"]
     assert results["config"]["n_slots"] == 4
+    assert results["config"]["precision"] == "no"
     assert len(entry["checkpoint"]) == 64
     shown = capsys.readouterr().out
     assert f"{100 * np.mean(expected['video_mbo']):.1f} [" in shown
     assert str(path) in shown
+
+
+def test_evaluate_says_which_precision(data_set, checkpoint, tmp_path, capsys):
+    path = tmp_path / "results.json"
+    arguments = ["evaluate", str(checkpoint), "minimovi_a", "--videos", "2", "--output", str(path)]
+    assert main([*arguments, "--precision", "bf16"]) == 0
+    results = json.loads(path.read_text())
+    clips = data.open("minimovi_a", "test", n_videos=2)
+    expected = evaluate(model.load(checkpoint), clips, precision="bf16")
+    np.testing.assert_allclose(
+        results["models"]["model"]["metrics"]["mask_entropy"], expected["mask_entropy"]
+    )
+    assert results["config"]["precision"] == "bf16"
+    assert "on 2 of 2 videos of minimovi_a test, computed in bf16\n" in capsys.readouterr().out
+
+
+def test_a_precision_without_a_device_is_refused_before_videos_are_rendered(
+    checkpoint, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("SLOTMATCH_DATA", str(tmp_path / "data"))
+    arguments = ["evaluate", str(checkpoint), "minimovi_a", "--output", str(tmp_path / "r.json")]
+    assert main([*arguments, "--precision", "fp16"]) == 1
+    assert capsys.readouterr().err == (
+        'slotmatch evaluate: precision "fp16" needs a GPU: choose "bf16" or "no"\n'
+    )
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.fixture
@@ -159,14 +187,17 @@ def test_data_says_what_there_is(data_set, capsys):
     )
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("kind", choices(Masks))
-def test_segment_writes_masks_and_overlay(kind, frames, checkpoint, tmp_path, capsys):
+def test_segment_writes_masks_and_overlay(kind, precision, frames, checkpoint, tmp_path, capsys):
     output = tmp_path / "out"
     arguments = ["segment", str(frames), "--model", str(checkpoint), "--output", str(output)]
-    assert main([*arguments, "--masks", kind, "--overlay"]) == 0
+    arguments += ["--masks", kind, "--precision", precision]
+    assert main([*arguments, "--overlay"]) == 0
     written = sorted((output / "masks").iterdir())
     masks = np.stack([np.asarray(Image.open(path)) for path in written])
-    np.testing.assert_array_equal(masks, segment(str(frames), str(checkpoint), masks=kind))
+    expected = segment(str(frames), str(checkpoint), masks=kind, precision=precision)
+    np.testing.assert_array_equal(masks, expected)
     assert (output / "overlay.mp4").stat().st_size > 0
     assert str(output / "overlay.mp4") in capsys.readouterr().out
 
@@ -211,6 +242,10 @@ def test_what_cannot_be_done_is_told_in_one_sentence(
     [
         ([], "required: COMMAND"),
         (["data", "minimovi_z"], "invalid choice: 'minimovi_z'.*minimovi_a"),
+        (
+            ["segment", "v.mp4", "--output", "o", "--precision", "fp8"],
+            "argument --precision: invalid choice: 'fp8'.*no.*bf16.*fp16",
+        ),
         (["data", "minimovi_a", "--videos", "0"], "'0' is not a whole number of 1 or more"),
         (["evaluate", "m", "minimovi_a", "--protocol", "x"], "invalid choice: 'x'.*slotcontrast"),
         (["segment", "video.mp4"], "required: --output"),

@@ -118,6 +118,14 @@ def test_times_stand_with_their_machine_and_their_baseline(
     assert row["times faster than plain teacher"] == "2.51 [2.39, 2.70]"
 
 
+def test_half_precision_tells_how_many_patches_keep_their_slot() -> None:
+    row = {"GFLOP": 1, "total": 2, "times faster": 1, "from": 1, "to": 1, "MiB added": 3}
+    ways = {"student": {**row, "same slot, %": None}, "student, bf16": {**row, "same slot, %": 99}}
+    comparison = {"unit": "ms per frame", "baseline": "student", "summary": ways}
+    table = efficiency.benchmark_table(comparison)
+    assert list(table["same slot, %"]) == ["-", "99.0"]
+
+
 def test_a_speed_up_is_the_median_ratio_of_the_turns() -> None:
     ways = {"plain teacher": [8, 8, 8], "plain student": [4, 2, 8], "fast teacher": [6, 6, 6]}
     ways["fast student"] = [3, 3, 3]

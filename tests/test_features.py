@@ -102,6 +102,15 @@ def test_second_call_reads_the_file_and_only_the_first_clip(cache):
     assert len(files(cache)) == 1
 
 
+def test_what_is_kept_is_in_single_precision_whatever_surrounds_it(cache):
+    data, backbone = clips(), Patches()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = cached_features(data, backbone, name="toy")
+        video = rearrange(torch.from_numpy(data[0].video), "t h w c -> 1 t c h w") / 255
+        assert backbone(video).dtype == torch.bfloat16
+    np.testing.assert_array_equal(found[0], backbone(video)[0].half().numpy())
+
+
 def test_a_full_disk_is_told_before_anything_is_encoded(cache, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -123,6 +123,16 @@ def test_scores_come_with_interval_data_and_protocol(model: VideoSlotModel) -> N
     assert '"output"' not in card  # a folder of whoever shares it
 
 
+def test_scores_in_half_precision_say_so(model: VideoSlotModel) -> None:
+    scored = results(model=entry(0.5, 0.7))
+    assert "computed in" not in model_card(model, title=REPO, results=scored)
+    scored["config"]["precision"] = "bf16"
+    card = model_card(model, title=REPO, results=scored)
+    assert "masks of the decoder, computed in bf16." in card
+    (score,) = ModelCard(card).data.eval_results
+    assert score.metric_args == {"precision": "bf16"}
+
+
 def test_the_checksum_tells_which_scores_are_this_models(
     model: VideoSlotModel, tmp_path: Path
 ) -> None:

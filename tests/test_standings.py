@@ -111,6 +111,7 @@ def test_what_was_run_stands_in_its_own_columns(
     (tmp_path / "reported" / "accuracy.csv").write_bytes(csv)
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
     content = {
+        "config": {"precision": "no"},
         "data": {"name": "movi_e"},
         "protocol": {"name": "slotcontrast"},
         "models": {"model": {"metrics": {"video_fg_ari": [0.8, 0.9], "video_mbo": [0.3, None]}}},
@@ -123,6 +124,10 @@ def test_what_was_run_stands_in_its_own_columns(
     assert list(table.loc["SlotMatch", "run here"]) == ["85.0", "30.0"]
     assert set(table["run here"].drop(index="SlotMatch").to_numpy().ravel()) == {"-"}
     assert table.loc["SlotMatch", ("reported", "MOVi-E", "mBO")] == "not available to us"
+    content["config"]["precision"] = "bf16"
+    path.write_text(json.dumps(content))
+    table = reported.accuracy_table("slotcontrast")
+    assert list(table.loc["SlotMatch", "run here"]) == ["85.0 (bf16)", "30.0 (bf16)"]
     content["protocol"]["name"] = "original"
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="score it again with --protocol slotcontrast"):
