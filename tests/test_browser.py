@@ -6,12 +6,15 @@ import shutil
 from html.parser import HTMLParser
 
 import ipywidgets
+import nbformat
 import numpy as np
 import pytest
+from nbclient import NotebookClient
 from PIL import Image
+from traitlets import TraitError
 
 from slotmatch import palette
-from slotmatch.browser import SlotBrowser, browse
+from slotmatch.browser import SlotBrowser
 from slotmatch.browser import widget as browser_module
 
 HOSTILE = '</script><!--<img src=x onerror=alert(1)> & "quoted" $\\frac'
@@ -87,10 +90,15 @@ class Elements(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def content(browser):
+def given(browser):
     """What the script of the fragment is given."""
     (script,) = Elements(browser.html).scripts
-    return json.loads(re.search(r"\n\}\)\((\{.*\})\);\s*$", script).group(1))
+    return json.loads(re.search(r"\nfill\((\{.*\})\);\s*$", script).group(1))
+
+
+def content(browser):
+    """What the browser draws from, out of the fragment."""
+    return given(browser)["content"]
 
 
 def image(uri):
@@ -138,9 +146,9 @@ def test_same_content_gives_the_same_bytes(matched):
     assert build(frames).html == matched.html
     changed = frames.copy()
     changed[2, 0, 0, 0] ^= 1
-    ids = {content(item)["id"] for item in (matched, build(changed), build(frames, "other"))}
+    ids = {given(item)["id"] for item in (matched, build(changed), build(frames, "other"))}
     assert len(ids) == 3
-    assert f'data-slotmatch="{content(matched)["id"]}"' in matched.html
+    assert f'data-slotmatch="{given(matched)["id"]}"' in matched.html
 
 
 def test_names_cannot_break_out_of_the_page(tmp_path):
@@ -331,34 +339,76 @@ def test_wrong_picture_arguments_are_named(matched):
         matched.picture(0, opacity=1.5)
 
 
-def test_live_browser_redraws_in_the_kernel():
-    frames, truth = scene(26)
-    box = browse(frames, {"teacher": one_hot(truth, 3)}, "live <b>", live=True, truth=truth)
-
-    def find(kind, parent=box):
-        children = getattr(parent, "children", ())
-        return [child for child in children if isinstance(child, kind)] + [
-            found for child in children for found in find(kind, child)
-        ]
-
-    (picture,) = find(ipywidgets.Image)
-    (slider,), (opacity,) = find(ipywidgets.IntSlider), find(ipywidgets.FloatSlider)
-    boxes = find(ipywidgets.Checkbox)
-    assert slider.max == 25, "the widget keeps every frame"
-    assert [check.description for check in boxes] == ["0", "1", "2"]
-    assert any("live &lt;b&gt;" in text.value for text in find(ipywidgets.HTML))
-    seen = [bytes(picture.value)]
-    for control, value in [(slider, 9), (opacity, 0.9), (boxes[1], False)]:
-        control.value = value
-        seen.append(bytes(picture.value))
-    assert len(set(seen)) == 4
-    browser = SlotBrowser(frames, {"teacher": one_hot(truth, 3)}, truth=truth, max_frames=None)
-    expected = browser.picture(9, opacity=0.9, slots=[0, 2])
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(picture.value))), expected)
+def test_python_and_the_widget_know_the_same_state():
+    browser = SlotBrowser(FRAMES, SOFT, truth=LABELS)
+    assert (browser.frame, browser.selected, browser.opacity) == (0, [], 0.55)
+    browser.frame = 1
+    browser.selected = [2, 0]
+    widget = browser.widget()
+    assert browser.widget() is widget
+    assert (widget.frame, widget.selected, widget.opacity) == (1, [0, 2], 0.55)
+    assert widget.content == browser.widget().content == browser._content
+    heard = []
+    browser.observe(lambda change: heard.append((change.name, change.new)))
+    widget.set_state({"frame": 0, "selected": [1], "opacity": 0.3})  # as a page's message does
+    assert (browser.frame, browser.selected, browser.opacity) == (0, [1], 0.3)
+    assert heard == [("frame", 0), ("selected", [1]), ("opacity", 0.3)]
+    slider = ipywidgets.IntSlider(0, 0, 1)
+    ipywidgets.link((slider, "value"), (widget, "frame"))
+    slider.value = 1
+    assert browser.frame == 1
 
 
-def test_browse_is_static_unless_asked():
-    assert isinstance(browse(FRAMES, SOFT), SlotBrowser)
+def test_the_widget_is_the_page_s_module_and_style():
+    widget = SlotBrowser(FRAMES, SOFT).widget()
+    assert widget._esm == browser_module.asset("browser.mjs")
+    assert widget._css == browser_module.asset("browser.css")
+    assert not hasattr(SlotBrowser(FRAMES, SOFT), "_esm"), "a page alone opens no channel"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("frame", 2, "frame must be 0 to 1, got 2"),
+        ("frame", -1, "frame must be 0 to 1, got -1"),
+        ("frame", 0.5, "expected an int"),
+        ("selected", [0, 3], r"selected must be slots 0 to 2, each once, got \[0, 3\]"),
+        ("selected", [1, 1], r"each once, got \[1, 1\]"),
+        ("selected", 1, "expected a list"),
+        ("opacity", 1.5, r"opacity must be in \[0,1\], got 1.5"),
+    ],
+)
+def test_a_state_that_cannot_be_is_refused(name, value, message):
+    browser = SlotBrowser(FRAMES, SOFT)
+    widget = browser.widget()
+    for end in (browser, widget):
+        with pytest.raises(TraitError, match=message):
+            setattr(end, name, value)
+    assert browser.values == widget.values == {"frame": 0, "selected": [], "opacity": 0.55}
+
+
+def test_a_page_starts_where_python_left_it():
+    browser = SlotBrowser(FRAMES, SOFT)
+    before = given(browser)
+    browser.frame, browser.selected = 1, [2]
+    after = given(browser)
+    assert (after["frame"], after["selected"], after["opacity"]) == (1, [2], 0.55)
+    assert after["content"] == before["content"]
+    assert after["id"] != before["id"]
+
+
+@pytest.mark.slow
+def test_a_run_notebook_keeps_the_page_and_no_widget():
+    notebook = nbformat.v4.new_notebook()
+    source = """import numpy as np
+from slotmatch.browser import SlotBrowser
+SlotBrowser(np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 8, 8), int))"""
+    notebook.cells = [nbformat.v4.new_code_cell(source)]
+    NotebookClient(notebook, timeout=120).execute()
+    (output,) = notebook.cells[0].outputs
+    assert set(output.data) == {"text/html", "image/png", "text/plain"}
+    assert "data-slotmatch" in output.data["text/html"]
+    assert "widgets" not in notebook.metadata
 
 
 # The page itself, in a real browser.
@@ -540,10 +590,172 @@ def test_pointing_lights_up_a_slot_in_every_panel_and_a_click_leaves_it_alone(ma
     teacher.click(position=square)
     page.mouse.move(5, 880)
     assert_alike(canvases(page), expected_panels(matched, 0, slots=[0]))
-    assert page.locator(".sb-slot input:checked").count() == 1
+    assert page.locator(".sb-slot.sb-selected").all_inner_texts() == ["0"]
+    assert page.locator(".sb-hint").inner_text().startswith("Alone: slot 0.")
+    teacher.click(position={"x": 5, "y": 5}, modifiers=["Shift"])
+    page.mouse.move(5, 880)
+    assert_alike(canvases(page), expected_panels(matched, 0, slots=[0, 1]))
+    teacher.click(position=square)
+    page.mouse.move(5, 880)
+    assert_alike(canvases(page), expected_panels(matched, 0, slots=[0]))
     teacher.click(position=square)
     page.mouse.move(5, 880)
     assert_alike(canvases(page), before)
+
+
+@pytest.mark.slow
+def test_the_boxes_end_a_selection(matched, page_of):
+    page = page_of(matched)
+    page.locator(".sb-panels").press("2")
+    assert_alike(canvases(page), expected_panels(matched, 0, slots=[2]))
+    page.get_by_role("checkbox", name="slot 1").uncheck()
+    page.mouse.move(5, 880)
+    assert_alike(canvases(page), expected_panels(matched, 0, slots=[0, 2, 3]))
+    assert page.locator(".sb-slot.sb-selected").count() == 0
+
+
+@pytest.mark.slow
+def test_keys_step_play_and_select(matched, page_of):
+    page = page_of(matched)
+    frame, panels = page.locator(".sb-slider"), page.locator(".sb-panels")
+    for key, expected in [
+        ("ArrowRight", "1"),
+        ("ArrowRight", "2"),
+        ("ArrowLeft", "1"),
+        ("End", "4"),
+        ("ArrowRight", "4"),
+        ("Home", "0"),
+        ("ArrowLeft", "0"),
+    ]:
+        panels.press(key)
+        assert frame.input_value() == expected
+    panels.press("2")
+    panels.press("Shift+Digit0")
+    assert_alike(canvases(page), expected_panels(matched, 0, slots=[0, 2]))
+    panels.press("2")
+    panels.press("2")
+    panels.press("9")  # there is no such slot
+    assert_alike(canvases(page), expected_panels(matched, 0))
+    panels.press("1")
+    panels.press("Escape")
+    assert_alike(canvases(page), expected_panels(matched, 0))
+    panels.press(" ")
+    page.wait_for_function("document.querySelector('.sb-slider').value == 2")
+    panels.press(" ")
+    assert page.locator(".sb-play").inner_text() == "Play"
+    page.get_by_role("button", name="None").press(" ")  # the button's own key
+    assert page.locator(".sb-play").inner_text() == "Play"
+    assert page.locator(".sb-slot input:checked").count() == 0
+
+
+@pytest.mark.slow
+def test_buttons_step(matched, page_of):
+    page = page_of(matched)
+    page.get_by_role("button", name="Next frame").click()
+    page.get_by_role("button", name="Next frame").click()
+    page.get_by_role("button", name="Previous frame").click()
+    assert page.locator(".sb-frame output").inner_text() == "1 / 4"
+    page.mouse.move(5, 880)
+    assert_alike(canvases(page), expected_panels(matched, 1))
+
+
+@pytest.mark.slow
+def test_a_finger_selects_too(matched, page_of):
+    page = page_of(matched, width=360, has_touch=True)
+    teacher = page.locator("canvas").nth(1)
+    box = teacher.bounding_box()
+    square = {"x": box["width"] * 16 / 64, "y": box["height"] * 16 / 48}
+    teacher.tap(position=square)
+    assert_alike(canvases(page), expected_panels(matched, 0, slots=[0]))
+    teacher.tap(position=square)
+    assert_alike(canvases(page), expected_panels(matched, 0))
+
+
+@pytest.mark.slow
+def test_a_static_page_starts_at_its_state(page_of):
+    frames, truth = scene()
+    browser = SlotBrowser(frames, one_hot(truth, 3), truth=truth)
+    browser.frame, browser.selected, browser.opacity = 3, [1], 0.8
+    page = page_of(browser)
+    assert_alike(canvases(page), expected_panels(browser, 3, slots=[1], opacity=0.8))
+    assert page.locator(".sb-opacity + output").inner_text() == "80 %"
+
+
+WIDGET_PAGE = """<!doctype html>
+<html><head><link rel="icon" href="data:,"><style>{css}</style></head><body>
+<script type="module">
+const heard = {{}};
+const model = {{
+  values: {values}, sent: [],
+  get: name => model.values[name],
+  set: (name, value) => {{
+    if (JSON.stringify(value) === JSON.stringify(model.values[name])) return;
+    model.values[name] = value;
+    for (const callback of heard["change:" + name] ?? []) callback();
+  }},
+  on: (event, callback) => (heard[event] ??= []).push(callback),
+  off: (event, callback) => {{ heard[event] = heard[event].filter(own => own !== callback); }},
+  save_changes: () => {{
+    const {{ content, ...values }} = model.values;
+    model.sent.push(values);
+  }},
+}};
+Object.assign(window, {{ model, heard }});
+const el = document.body.appendChild(document.createElement("div"));
+const module = URL.createObjectURL(new Blob([{text}], {{ type: "text/javascript" }}));
+const widget = (await import(module)).default;
+window.stop = await widget.render({{ model, el }});
+</script></body></html>"""
+
+
+@pytest.fixture
+def widget_page(tmp_path, open_page):
+    """A widget in a page whose model is like a kernel's: the values that it sends are kept."""
+
+    def show(browser):
+        widget = browser.widget()
+        values = json.dumps({"content": widget.content} | widget.values).replace("<", "\\u003c")
+        text = json.dumps(widget._esm).replace("<", "\\u003c")
+        path = tmp_path / "widget.html"
+        page = WIDGET_PAGE.format(css=widget._css, values=values, text=text)
+        path.write_text(page, encoding="utf-8")
+        page = open_page(path)
+        page.locator(".sb-live").wait_for()
+        return page
+
+    return show
+
+
+@pytest.mark.slow
+def test_the_widget_and_its_model_follow_each_other(widget_page):
+    frames, truth = scene()
+    browser = SlotBrowser(frames, one_hot(truth, 3), HOSTILE, truth=truth)
+    browser.frame = 2
+    page = widget_page(browser)
+    assert page.locator(".sb-title").inner_text() == HOSTILE
+    assert_alike(canvases(page), expected_panels(browser, 2))
+    # from the reader to the model
+    page.get_by_role("slider", name="Frame").fill("4")
+    page.locator(".sb-panels").press("1")
+    page.get_by_role("slider", name="Opacity").fill("80")
+    sent = page.evaluate("model.sent")
+    assert sent == [
+        {"frame": 4, "selected": [], "opacity": 0.55},
+        {"frame": 4, "selected": [1], "opacity": 0.55},
+        {"frame": 4, "selected": [1], "opacity": 0.8},
+    ]
+    browser.widget().set_state(sent[-1])
+    assert (browser.frame, browser.selected, browser.opacity) == (4, [1], 0.8)
+    # and back
+    page.evaluate("[model.set('frame', 1), model.set('selected', [0, 2])]")
+    assert page.locator(".sb-slider").input_value() == "1"
+    assert page.locator(".sb-slot.sb-selected").all_inner_texts() == ["0", "2"]
+    assert_alike(canvases(page), expected_panels(browser, 1, slots=[0, 2], opacity=0.8))
+    # and no more once the view is gone
+    page.get_by_role("button", name="Play").click()
+    page.evaluate("stop()")
+    assert page.evaluate("Object.values(heard).flat().length") == 0
+    assert page.get_by_role("button", name="Play").is_visible()
 
 
 @pytest.mark.slow

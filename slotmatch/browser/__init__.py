@@ -1,6 +1,10 @@
 """Masks of a video to step through, in a notebook or as a page of its own; and a model live."""
 
-from slotmatch.browser.live import LiveStudent
-from slotmatch.browser.widget import SlotBrowser, browse
+from slotmatch.extras import require
 
-__all__ = ["LiveStudent", "SlotBrowser", "browse"]
+require("book", "anywidget", "matplotlib")
+
+from slotmatch.browser.live import LiveStudent
+from slotmatch.browser.widget import SlotBrowser
+
+__all__ = ["LiveStudent", "SlotBrowser"]

@@ -1,24 +1,16 @@
 // A slot model in the page: the ONNX file of slotmatch.sharing.onnx, frame by frame. Nothing is uploaded.
 import * as ort from "./ort.wasm.min.mjs";
-import browse from "./browser.mjs";
+import browser, { element, loaded, pageModel, surface } from "./browser.mjs";
 
 const FRAMES_A_SECOND = 12;  // of the videos that the model was trained on
 const MAX_FRAMES = 48;
 const MAX_SIDE = 320;  // of a kept frame, as in the stored videos
+const OPACITY = 0.55;
 const NAMES = ["frame", "state", "first"];
 
 ort.env.wasm.wasmPaths = new URL("./", import.meta.url).href;
 ort.env.wasm.numThreads = 1;  // more need headers that few hosts send
 
-const element = (tag, properties = {}, ...children) => {
-  const node = Object.assign(document.createElement(tag), properties);
-  node.append(...children);
-  return node;
-};
-const surface = (width, height) => {
-  const canvas = element("canvas", { width, height });
-  return [canvas, canvas.getContext("2d", { willReadFrequently: true })];
-};
 const pause = () => new Promise(resolve => setTimeout(resolve));
 
 // The model and the sizes that its file names.
@@ -66,7 +58,7 @@ const paint = (canvas, picture, masks, model, colors) => {
   const target = canvas.getContext("2d");
   target.globalAlpha = 1;
   target.drawImage(picture, 0, 0, canvas.width, canvas.height);
-  target.globalAlpha = 0.55;
+  target.globalAlpha = OPACITY;
   target.drawImage(small, 0, 0, canvas.width, canvas.height);
 };
 
@@ -93,13 +85,6 @@ const slotsInUse = (masks, nSlots) => {
   }
   return used.size;
 };
-
-const loaded = source => new Promise((resolve, reject) => {
-  const image = new Image();
-  image.onload = () => resolve(image);
-  image.onerror = () => reject(new Error("this browser cannot read that picture"));
-  image.src = source;
-});
 
 // Frames of a video file: the first seconds, at the pace of the training videos.
 const framesOfVideo = async function* (file) {
@@ -207,7 +192,7 @@ const start = async root => {
         if (stopped) break;
       }
       root.slotmatchMasks = masks;
-      if (kept.length) show(kept, masks, title, known);
+      if (kept.length) await show(kept, masks, title, known);
       stage.replaceChildren();
     } catch (error) {
       say(`${title}: ${error.message}`);
@@ -217,7 +202,7 @@ const start = async root => {
     }
   };
 
-  const show = (kept, masks, title, known) => {
+  const show = async (kept, masks, title, known) => {
     const grid = Math.sqrt(masks[0].length / model.nSlots);
     const fits = known !== null && known.nSlots === model.nSlots;
     const base = fits ? known : {
@@ -240,13 +225,9 @@ const start = async root => {
       groups: Array.from({ length: model.nSlots }, (_, k) => k),
       images: masks.map(own => stored(own, model.nSlots)),
     };
-    const id = `live-${Math.random().toString(36).slice(2)}`;
-    const place = element("div", { className: "slotmatch-browser" }, element("img", { className: "sb-static", alt: "" }));
-    place.dataset.slotmatch = id;
-    place.setAttribute("role", "group");
-    place.setAttribute("aria-label", `${title}, seen live`);
-    result.replaceChildren(place);
-    browse({ ...base, id, panels: [...base.panels.filter(own => own.isTruth || own.name === "teacher"), panel] });
+    const panels = [...base.panels.filter(own => own.isTruth || own.name === "teacher"), panel];
+    const content = { ...base, label: `${title}, seen live`, panels };
+    await browser.render({ model: pageModel({ content, frame: 0, selected: [], opacity: OPACITY }), el: result });
   };
 
   const videos = [...document.querySelectorAll("[data-slotmatch]")].filter(place => place.slotmatch);

@@ -24,10 +24,9 @@ def stage(folder: Path) -> None:
         source = runtime / Path(name).name
         with paths.atomic(folder / source.name) as temporary:
             shutil.copyfile(source, temporary)
-    with paths.atomic(folder / "live.mjs") as temporary:
-        temporary.write_text(asset("live.mjs"), encoding="utf-8")
-    with paths.atomic(folder / "browser.mjs") as temporary:
-        temporary.write_text(f"export default {asset('browser.js')}", encoding="utf-8")
+    for name in ("live.mjs", "browser.mjs"):
+        with paths.atomic(folder / name) as temporary:
+            temporary.write_text(asset(name), encoding="utf-8")
 
 
 class LiveStudent:

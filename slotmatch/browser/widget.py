@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
-from typing import TYPE_CHECKING
 
+import anywidget
 import numpy as np
 import torch
 import torch.nn.functional as F
+import traitlets
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
@@ -25,10 +26,7 @@ from PIL import Image
 from slotmatch import palette, paths
 from slotmatch.reporting import plots
 
-if TYPE_CHECKING:
-    import ipywidgets
-
-__all__ = ["SlotBrowser", "asset", "browse"]
+__all__ = ["SlotBrowser", "SlotWidget", "asset"]
 
 _NO_SLOT = 255  # in a stored label picture; JavaScript knows the same number
 _MAX_FRAME_SIDE = 320
@@ -36,6 +34,7 @@ _MAX_MASK_SIDE = 48
 _CANVAS_SIDE = 384
 _PNG_BUDGET = 1_000_000  # bytes of all frames; above it they become JPEG
 _CONTACT_FRAMES = 6
+_STATE = ("frame", "selected", "opacity")
 
 
 @dataclass(frozen=True)
@@ -67,12 +66,74 @@ class _Panel:
         return groups[np.where(resized == _NO_SLOT, len(self.groups), resized)]
 
 
-class SlotBrowser:
+def asset(name: str) -> str:
+    """The text of a file of this package that goes into pages."""
+    return (files("slotmatch.browser") / name).read_text(encoding="utf-8")
+
+
+class _State(traitlets.HasTraits):
+    """What the reader and Python set in turn: ``frame``, ``selected`` and ``opacity``, checked."""
+
+    frame = traitlets.Int(0).tag(sync=True)
+    selected = traitlets.List(traitlets.Int()).tag(sync=True)
+    opacity = traitlets.Float(0.55).tag(sync=True)
+
+    def __init__(self, n_frames: int, n_slots: int, **values: object) -> None:
+        self._n_frames = n_frames
+        self._n_slots = n_slots
+        super().__init__(**values)
+
+    @property
+    def values(self) -> dict[str, int | float | list[int]]:
+        """All of it by name."""
+        return {name: getattr(self, name) for name in _STATE}
+
+    @traitlets.validate("frame")
+    def _checked_frame(self, proposal: traitlets.Bunch) -> int:
+        if not 0 <= proposal.value < self._n_frames:
+            raise traitlets.TraitError(
+                f"frame must be 0 to {self._n_frames - 1}, got {proposal.value}"
+            )
+        return proposal.value
+
+    @traitlets.validate("selected")
+    def _checked_selected(self, proposal: traitlets.Bunch) -> list[int]:
+        slots = proposal.value
+        if len(set(slots)) < len(slots) or not set(slots) <= set(range(self._n_slots)):
+            raise traitlets.TraitError(
+                f"selected must be slots 0 to {self._n_slots - 1}, each once, got {slots}"
+            )
+        return sorted(slots)
+
+    @traitlets.validate("opacity")
+    def _checked_opacity(self, proposal: traitlets.Bunch) -> float:
+        if not 0 <= proposal.value <= 1:
+            raise traitlets.TraitError(f"opacity must be in [0,1], got {proposal.value}")
+        return proposal.value
+
+
+class SlotWidget(_State, anywidget.AnyWidget):
+    """A ``SlotBrowser`` in a running kernel, made by ``SlotBrowser.widget``.
+
+    It can be linked with other widgets, such as a slider of ipywidgets, and laid out among them.
+    """
+
+    _esm = asset("browser.mjs")
+    _css = asset("browser.css")
+    content = traitlets.Dict().tag(sync=True)
+
+
+class SlotBrowser(_State):
     """A video and its slot masks as a figure to operate, without a kernel and without a network.
 
     Panels stand side by side, share one time slider, one opacity slider and one checkbox for each
     slot, and one colour for each slot. In a notebook or a book the object shows itself; a static
     sheet of frames stands in wherever scripts don't run. The same content gives the same bytes.
+
+    In a running kernel ``widget()`` shows the same, and what its reader does can be read here, or
+    set: ``frame``, a position among the kept frames; ``selected``, the slots to see alone, an empty
+    list where all are to be seen; and ``opacity``, in [0,1]. They can be observed, as traits can,
+    and are where a static page starts. Other values raise ``traitlets.TraitError``.
 
     Frames are stored at up to 320 pixels a side, as PNG, or as JPEG when the PNGs of all frames
     exceed 1 MB. Soft masks are stored as 8-bit grey PNGs at their own resolution, up to 48 pixels a
@@ -125,12 +186,14 @@ class SlotBrowser:
         values = {
             name: _checked_masks(name, item, len(video))[::step] for name, item in given.items()
         }
+        self._widget: SlotWidget | None = None
         self.label = label
         self.n_total = len(video)
         self.times = np.arange(0, self.n_total, step)
         self.frames = _shrunk(video[::step])
         groups = _groups([_n_slots(item) for item in values.values()], correspondence)
         self.n_slots = 1 + max(max(panel) for panel in groups)
+        super().__init__(len(self.frames), self.n_slots)
         self.panels = [
             _Panel(name, _stored(item, self._size), panel)
             for (name, item), panel in zip(values.items(), groups, strict=True)
@@ -212,13 +275,13 @@ class SlotBrowser:
         return _encoded(sheet, "PNG")
 
     @cached_property
-    def html(self) -> str:
-        """The browser as a fragment that can stand in any page, several times over."""
-        size = _canvas_size(self._size, _CANVAS_SIDE)
+    def _content(self) -> dict[str, object]:
+        """What a page gets to draw from; JavaScript reads these names."""
         n_groups = max(max(panel.groups) for panel in self.panels) + 1
         colors = np.rint(255 * palette.slot_colors(n_groups)).astype(int).tolist()
-        content = {
-            "canvas": size[::-1],
+        return {
+            "label": self.label,
+            "canvas": _canvas_size(self._size, _CANVAS_SIDE)[::-1],
             "times": self.times.tolist(),
             "nTotal": self.n_total,
             "nSlots": self.n_slots,
@@ -245,12 +308,15 @@ class SlotBrowser:
                 for panel in self.panels
             ],
         }
+
+    @property
+    def html(self) -> str:
+        """The browser as a fragment that can stand in any page, several times over."""
         names = ", ".join(panel.name for panel in self.panels)
-        digest = hashlib.sha256((self.label + json.dumps(content)).encode()).hexdigest()[:12]
+        values = {"content": self._content} | self.values
+        digest = hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
         # A "<" inside the script could end it early ("</script>") or hide its end ("<!--").
-        payload = json.dumps({"id": digest} | content, separators=(",", ":")).replace(
-            "<", "\\u003c"
-        )
+        payload = json.dumps({"id": digest} | values, separators=(",", ":")).replace("<", "\\u003c")
         title = f'<p class="sb-title">{html.escape(self.label)}</p>\n' if self.label else ""
         name = html.escape(self.label or f"slot masks: {names}")
         description = html.escape(
@@ -261,8 +327,22 @@ class SlotBrowser:
             f'role="group" aria-label="{name}">\n'
             f"<style>\n{asset('browser.css')}</style>\n{title}"
             f'<img class="sb-static" alt="{description}" src="{_uri(self.png, "png")}">\n'
-            f"</div>\n<script>\n{asset('browser.js').rstrip()}({payload});\n</script>\n"
+            f'</div>\n<script type="module">\n{asset("browser.mjs")}fill({payload});\n</script>\n'
         )
+
+    def widget(self) -> SlotWidget:
+        """The same for a running kernel, an anywidget: Jupyter, VS Code, Colab and marimo show it.
+
+        There is one, so every place that shows it shows the same. It needs its kernel, so a saved
+        notebook shows nothing of it: let the browser show itself there.
+        """
+        if self._widget is None:
+            self._widget = SlotWidget(
+                len(self.frames), self.n_slots, content=self._content, **self.values
+            )
+            for name in _STATE:
+                traitlets.link((self, name), (self._widget, name))
+        return self._widget
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write a page of its own that opens from disk, replacing ``path`` in one step."""
@@ -285,72 +365,6 @@ class SlotBrowser:
             f"SlotBrowser({self.label!r}: {len(self.frames)} of {self.n_total} frames, "
             f"{self.n_slots} slots, panels {names})"
         )
-
-
-def browse(
-    frames: ArrayLike,
-    masks: ArrayLike | Mapping[str, ArrayLike],
-    label: str = "",
-    *,
-    live: bool = False,
-    truth: ArrayLike | None = None,
-    correspondence: ArrayLike | None = None,
-) -> "SlotBrowser | ipywidgets.VBox":
-    """Slot masks to look through: a ``SlotBrowser``, or a widget redrawn by a running kernel.
-
-    The widget (``live``) keeps every frame of a long video; it does nothing in a page without a
-    kernel. The other arguments and the errors are those of ``SlotBrowser``.
-    """
-    if not live:
-        return SlotBrowser(frames, masks, label, truth=truth, correspondence=correspondence)
-    return _widget(
-        SlotBrowser(
-            frames, masks, label, truth=truth, correspondence=correspondence, max_frames=None
-        )
-    )
-
-
-def _widget(browser: SlotBrowser) -> "ipywidgets.VBox":
-    import ipywidgets  # only the live browser needs it, and it starts slowly
-
-    last = len(browser.frames) - 1
-    slider = ipywidgets.IntSlider(0, 0, last, description="Frame", continuous_update=True)
-    play = ipywidgets.Play(value=0, min=0, max=last, interval=200)
-    ipywidgets.jslink((play, "value"), (slider, "value"))
-    opacity = ipywidgets.FloatSlider(0.55, min=0, max=1, step=0.05, description="Opacity")
-    boxes = [
-        ipywidgets.Checkbox(True, description=str(k), indent=False, layout={"width": "auto"})
-        for k in range(browser.n_slots)
-    ]
-    colors = np.rint(255 * palette.slot_colors(browser.n_slots)).astype(int)
-    swatches = [
-        ipywidgets.HTML(f'<span style="color:rgb({r},{g},{b})">&#9632;</span>')
-        for r, g, b in colors
-    ]
-    picture = ipywidgets.Image(format="png", layout={"max_width": "100%", "object_fit": "contain"})
-
-    def redraw(_: object = None) -> None:
-        slots = [k for k, box in enumerate(boxes) if box.value]
-        image = browser.picture(slider.value, opacity=opacity.value, slots=slots)
-        # Quick rather than small: it travels no further than to the reader's screen.
-        picture.value = _encoded(image, "PNG", optimize=False, compress_level=1)
-
-    for control in [slider, opacity, *boxes]:
-        control.observe(redraw, names="value")
-    redraw()
-    title = ipywidgets.HTML(f"<b>{html.escape(browser.label)}</b>")
-    names = ipywidgets.HTML(html.escape(" | ".join(panel.name for panel in browser.panels)))
-    chips = [ipywidgets.HBox(pair) for pair in zip(swatches, boxes, strict=True)]
-    return ipywidgets.VBox(
-        [
-            title,
-            names,
-            picture,
-            ipywidgets.HBox([play, slider]),
-            opacity,
-            ipywidgets.HBox(chips, layout={"flex_flow": "row wrap"}),
-        ]
-    )
 
 
 def _checked_frames(frames: ArrayLike) -> np.ndarray:
@@ -500,8 +514,3 @@ def _encoded(image: Image.Image, format: str, **options: int) -> bytes:
 
 def _uri(data: bytes, subtype: str) -> str:
     return f"data:image/{subtype};base64,{base64.b64encode(data).decode('ascii')}"
-
-
-def asset(name: str) -> str:
-    """The text of a file of this package that goes into pages."""
-    return (files("slotmatch.browser") / name).read_text(encoding="utf-8")
