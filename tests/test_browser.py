@@ -347,7 +347,7 @@ def test_python_and_the_widget_know_the_same_state():
     widget = browser.widget()
     assert browser.widget() is widget
     assert (widget.frame, widget.selected, widget.opacity) == (1, [0, 2], 0.55)
-    assert widget.content == browser.widget().content == browser._content
+    assert widget.content == browser._content
     heard = []
     browser.observe(lambda change: heard.append((change.name, change.new)))
     widget.set_state({"frame": 0, "selected": [1], "opacity": 0.3})  # as a page's message does
