@@ -17,7 +17,7 @@ import pandas as pd
 from slotmatch import data, evaluation, paths
 from slotmatch.experiments.conditions import N_TEST
 from slotmatch.experiments.shipped import identity
-from slotmatch.experiments.standings import DIFFERENCES, kept, rounded
+from slotmatch.experiments.standings import kept, rounded
 from slotmatch.model import load
 from slotmatch.reporting import results
 from slotmatch.settings import Precision, Role, choices
@@ -96,7 +96,7 @@ def precision_table(found: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
             row: dict[str, Any] = {"videos": texts.get("n_videos")}
             for metric in ("same_slot", "same_slot_objects"):
                 row[results.FIDELITY[metric]] = texts.get(f"{in_half(role)}_{metric}")
-            for metric, heading in DIFFERENCES.items():
+            for metric, heading in results.HEADINGS.items():
                 row[f"{heading}, {HALF} - single"] = content and results.difference(
                     content, in_half(role), role, metric
                 )
