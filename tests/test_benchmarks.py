@@ -144,9 +144,8 @@ def test_the_released_implementation_runs_beside_ours(
     for role in ("teacher", "student"):
         assert found.facts[f"theirs, {role}"]["largest difference of a mask"] < 1e-6
         assert len(found.turns[f"ours, {role}, attention masks"]) == 2
-    from slotcontrast import models
-
-    monkeypatch.setattr(models.Model, "state_dict", lambda own: {**own.tensors, "more": 0})
+    theirs = sys.modules["slotcontrast.models"].Model
+    monkeypatch.setattr(theirs, "state_dict", lambda own: {**own.tensors, "more": 0})
     with pytest.raises(ValueError, match=r"tensors that ours lacks: \['more'\]"):
         reference.released_model(tmp_path, "movi_e", VideoSlotModel(config, pretrained=False))
 
