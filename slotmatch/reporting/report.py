@@ -38,10 +38,12 @@ __all__ = [
     "TrainingParameters",
     "build_book",
     "check_parameters",
+    "environments",
     "record",
     "reproduce",
     "run_notebook",
     "table",
+    "times",
 ]
 
 MAIN_JOB = "03_distill"
@@ -230,6 +232,49 @@ def table(frame: pd.DataFrame) -> Styler:
     return styler.set_table_attributes('class="table dataframe"')
 
 
+def times(runs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """How long each page's run took, by its result file: columns ``page``, ``preset``, ``time``."""
+    return pd.DataFrame(
+        {
+            "page": [f"[](../notebooks/{name}.ipynb)" for name in runs],
+            "preset": [run["config"]["parameters"]["preset"] for run in runs.values()],
+            "time": [_duration(run["wall_seconds"]) for run in runs.values()],
+        }
+    )
+
+
+def environments(runs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Machine and versions of runs by name: columns ``what``, ``value``, ``pages``.
+
+    A row for each value that any run has of a thing; ``pages`` says ``all`` or which runs. What a
+    run has not, such as a GPU, makes no row.
+    """
+    seen: dict[tuple[str, str], list[str]] = {}
+    for name, run in runs.items():
+        found = run["environment"]
+        source = found["source"]
+        machine = {
+            "processor": found["hardware"]["cpu"],
+            "cores": found["hardware"]["cores"],
+            "threads": found["hardware"]["threads"],
+            "memory, GiB": found["hardware"]["memory_gib"],
+            "GPU": found["hardware"]["gpu"],
+            "system": found["system"],
+            "commit": source
+            and source["revision"][:10] + (" and uncommitted changes" if source["changed"] else ""),
+            "Python": found["python"],
+        }
+        for thing, value in (machine | found["packages"]).items():
+            if value is not None:
+                seen.setdefault((thing, str(value)), []).append(name)
+    things = list(dict.fromkeys(thing for thing, _ in seen))
+    rows = [
+        (thing, value, "all" if len(names) == len(runs) else ", ".join(names))
+        for (thing, value), names in sorted(seen.items(), key=lambda item: things.index(item[0][0]))
+    ]
+    return pd.DataFrame(rows, columns=["what", "value", "pages"])
+
+
 def reproduce(*, preset: str = "mini", output: Path = paths.REPOSITORY) -> Path:
     """Execute the notebooks, render the book, print the comparison table; the path to open.
 
@@ -250,12 +295,13 @@ def reproduce(*, preset: str = "mini", output: Path = paths.REPOSITORY) -> Path:
         ran = run_notebook(notebook, executed, parameters)
         _say(f"{notebook.stem}: {_outcome(ran, started)}")
         _stage_static(output / "_build" / "runs" / notebook.stem, source)
+    runs = {path.stem: output / "_build" / "runs" / path.stem / RESULTS_FILE for path in notebooks}
+    _stage_made_with({name: read_results(path) for name, path in runs.items()}, source)
     started = time.monotonic()
     built = build_book(source, output)
     _say(f"book: {_outcome(built, started)}")
     site = output / "_build" / "html" / "index.html"
-    results = output / "_build" / "runs" / MAIN_JOB / RESULTS_FILE
-    _say(f"\n{comparison_table(read_results(results)).to_string()}\n\nOpen {site}")
+    _say(f"\n{comparison_table(read_results(runs[MAIN_JOB])).to_string()}\n\nOpen {site}")
     return site
 
 
@@ -279,7 +325,8 @@ def _stage_pages(source: Path) -> None:
     """Copy configuration and pages to ``source``; notebooks get there by being executed."""
     shutil.rmtree(source / "book", ignore_errors=True)
     shutil.copytree(paths.REPOSITORY / "book", source / "book")
-    for name in ("_config.yml", "_toc.yml"):
+    shutil.copytree(paths.REPOSITORY / "_static", source / "_static", dirs_exist_ok=True)
+    for name in ("_config.yml", "_toc.yml", "CHANGELOG.md", "CITATION.cff"):
         shutil.copyfile(paths.REPOSITORY / name, source / name)
     kept = {notebook.name for notebook in paths.NOTEBOOKS.glob("*.ipynb")}
     for stale in source.glob("notebooks/*.ipynb"):
@@ -291,6 +338,16 @@ def _stage_static(run: Path, source: Path) -> None:
     """Copy what a run left for its page to load, in a folder ``static``, to where Sphinx looks."""
     if (run / "static").is_dir():
         shutil.copytree(run / "static", source / "_static", dirs_exist_ok=True)
+
+
+def _stage_made_with(runs: Mapping[str, Mapping[str, Any]], source: Path) -> None:
+    """Write the tables of the page on what the book was made with."""
+    folder = source / "book" / "made_with"
+    folder.mkdir(exist_ok=True)
+    with paths.atomic(folder / "times.csv") as temporary:
+        times(runs).to_csv(temporary, index=False)
+    with paths.atomic(folder / "environment.csv") as temporary:
+        environments(runs).to_csv(temporary, index=False)
 
 
 def _refuse_unknown(names: Iterable[str], choices: list[str], notebook: str) -> None:
@@ -340,6 +397,10 @@ def _key(files: Iterable[Path], rest: Any, *, base: Path) -> str:
 
 def _is_widget(output: Mapping[str, Any]) -> bool:
     return WIDGET in output.get("data", {})
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 99.5 else f"{seconds / 60:.0f} min"
 
 
 def _outcome(ran: bool, started: float) -> str:
