@@ -1,16 +1,20 @@
 import io
 import os
+import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import redirect_stdout
-from dataclasses import dataclass
-from functools import cache
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from functools import cache, partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from playwright.sync_api import Browser, Page, Route, sync_playwright
 
 from slotmatch.paths import NOTEBOOKS
 from slotmatch.reporting import report
@@ -54,6 +58,70 @@ def printed_book(tmp_path_factory: pytest.TempPathFactory) -> tuple[Book, str]:
 def book(printed_book: tuple[Book, str]) -> Book:
     """The real book, built once a session from the smallest runs of its notebooks."""
     return printed_book[0]
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Sends the types that browsers insist on, whatever this machine's tables say."""
+
+    extensions_map = SimpleHTTPRequestHandler.extensions_map | {
+        ".mjs": "text/javascript",
+        ".wasm": "application/wasm",
+    }
+
+    def log_message(self, *arguments: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture(scope="session")
+def site(book: Book, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where the book is served, at the path that it has when published."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "slotmatch").symlink_to(book.html)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/slotmatch/"
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        pytest.fail("there is no Chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=path,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        yield browser
+        browser.close()
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A page, what it asked of other hosts (in vain), and the errors in its console."""
+
+    page: Page
+    foreign: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def opened(browser: Browser, here: str) -> Iterator[Heard]:
+    """A page that reaches nothing but addresses that begin with ``here``."""
+    heard = Heard(browser.new_page())
+    page = heard.page
+    page.set_default_timeout(120_000)  # a busy machine is no fault of the page
+
+    def refuse(route: Route) -> None:
+        heard.foreign.append(route.request.url)
+        route.abort()
+
+    page.route(lambda address: not address.startswith((here, "blob:", "data:")), refuse)
+    page.on("pageerror", lambda error: heard.errors.append(str(error)))
+    page.on("console", lambda line: line.type == "error" and heard.errors.append(line.text))
+    yield heard
+    page.close()
 
 
 @dataclass(frozen=True)

@@ -1,32 +1,26 @@
 """The live page: what it loads, how it is fetched, and the student in a real browser."""
 
-import functools
 import hashlib
 import io
 import re
-import shutil
 import tarfile
-import threading
 from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from conftest import Book
+from conftest import Book, opened
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from slotmatch import evaluation
 from slotmatch.browser import LiveStudent, vendor
 from slotmatch.data import Clip, minimovi
 from slotmatch.model import VideoSlotModel, load
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-OF_THE_THEME = "Identifier 'THEBE_JS_URL' has already been declared"  # on every page, harmless
 SETS = ("minimovi_a", "minimovi_c", "minimovi_e")
 
 
@@ -81,54 +75,13 @@ def test_the_element_says_what_to_do_where_it_cannot_run() -> None:
     assert page == LiveStudent("../_static/live", "mini-student.onnx")._repr_html_()
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    """Sends the types that browsers insist on, whatever this machine's tables say."""
-
-    extensions_map = SimpleHTTPRequestHandler.extensions_map | {
-        ".mjs": "text/javascript",
-        ".wasm": "application/wasm",
-    }
-
-    def log_message(self, *arguments: object) -> None:
-        """Says nothing."""
-
-
 @pytest.fixture(scope="module")
-def live(book: Book) -> Iterator[tuple[Page, list[str], list[str]]]:
+def live(site: str, chromium: Browser) -> Iterator[tuple[Page, list[str], list[str]]]:
     """The page, served; addresses on other hosts that it asked for; errors in its console."""
-    if CHROMIUM is None:
-        pytest.fail("there is no Chromium: apt-get install chromium")
-    handler = functools.partial(Quiet, directory=str(book.html))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    here = f"http://127.0.0.1:{server.server_port}/"
-    foreign: list[str] = []
-    errors: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
-        page = browser.new_page()
-        page.set_default_timeout(120_000)
-
-        def refuse(route: object) -> None:
-            foreign.append(route.request.url)  # type: ignore[attr-defined]
-            route.abort()  # type: ignore[attr-defined]
-
-        page.route(lambda address: not address.startswith((here, "blob:", "data:")), refuse)
-
-        def heard(text: str) -> None:
-            if text != OF_THE_THEME:
-                errors.append(text)
-
-        page.on("pageerror", lambda error: heard(str(error)))
-        page.on("console", lambda line: line.type == "error" and heard(line.text))
-        page.goto(here + "notebooks/07_browse.html")
-        page.wait_for_selector(".slotmatch-live[data-ready=yes]")
-        yield page, foreign, errors
-        browser.close()
-    server.shutdown()
+    with opened(chromium, site) as heard:
+        heard.page.goto(site + "notebooks/07_browse.html")
+        heard.page.wait_for_selector(".slotmatch-live[data-ready=yes]")
+        yield heard.page, heard.foreign, heard.errors
 
 
 def seen_by(page: Page, n_slots: int) -> np.ndarray:
@@ -246,8 +199,3 @@ def test_opened_from_disk_the_page_says_how_to_serve_it(
     other.wait_for_selector(".sb-live")  # the stored masks work all the same
     assert "python -m http.server" in other.inner_text(".sl-status")
     other.close()
-
-
-@pytest.mark.slow
-def test_the_page_is_light(book: Book) -> None:
-    assert (book.html / "notebooks" / "07_browse.html").stat().st_size < 3_000_000

@@ -3,7 +3,8 @@
 ``python -m slotmatch.experiments.shipped train teacher`` trains the teacher, ``... train student``
 its student, both on all embedded data sets. ``... measure teacher`` scores it and tells how far it
 follows itself when frames are disturbed; ``... measure student``, how far the student follows it.
-``... picture`` paints what both find in a video from the middle of the ranking.
+``... picture`` paints what both find in a video from the middle of the ranking, for the book and for
+links to it.
 """
 
 import sys
@@ -14,8 +15,9 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
-from slotmatch import data, paths
+from slotmatch import data, palette, paths
 from slotmatch.backbones import Features
 from slotmatch.data import Clip
 from slotmatch.evaluation import (
@@ -36,7 +38,14 @@ from slotmatch.settings import Masks, Role, check_choice, choices
 from slotmatch.training import train
 from slotmatch.training.loop import Validate
 
-__all__ = ["identity", "measure_student", "measure_teacher", "picture", "train_shipped"]
+__all__ = [
+    "identity",
+    "measure_student",
+    "measure_teacher",
+    "picture",
+    "social_picture",
+    "train_shipped",
+]
 
 STUDENT_STEPS = 6000
 """Of the student: twice those of ``mini``, since it sees four data sets."""
@@ -157,17 +166,41 @@ def measure_student(dataset: str, output: Path) -> dict[str, Any]:
 
 def picture(dataset: str, output: Path) -> None:
     """A validation video from the middle of the teacher's ranking, with the slots of both."""
+    clip, masks = _seen(dataset)
+    with plots.style():
+        figure = plots.mask_grid(clip.video, {"truth": clip.labels, **masks})
+    with paths.atomic(output) as temporary:
+        figure.savefig(temporary, dpi=100)
+
+
+def social_picture(dataset: str, output: Path) -> None:
+    """The same video for links to the book on other sites, in their 1200 x 630 pixels."""
+    clip, masks = _seen(dataset)
+    times = np.linspace(0, len(clip.video) - 1, 5).round().astype(int)
+    figure = Figure(figsize=(12, 6.3), dpi=100)
+    figure.text(0.02, 0.9, "SlotMatch, to run and to read", size=40, va="center")
+    said = "A video as a large model sees it (above), and a small one that learned from its slots."
+    figure.text(0.02, 0.805, said, size=19, va="center")
+    side = 240 / 630
+    for row, labels in enumerate(masks.values()):
+        painted = palette.blend(clip.video[times], labels[times], opacity=0.55)
+        for column, frame in enumerate(painted):
+            axes = figure.add_axes((column / 5, (1 - row) * side, 1 / 5, side))
+            axes.imshow(frame, aspect="auto", interpolation="bilinear")
+            axes.set_axis_off()
+    with paths.atomic(output) as temporary:
+        figure.savefig(temporary)
+
+
+def _seen(dataset: str) -> tuple[Clip, dict[str, np.ndarray]]:
+    """A video from the middle of the ranking, and its label maps (t,h,w) by role."""
     models = _pair()
     part = _part("student", dataset)
     clips = part.open("validation")
     features = read_features(part, "validation", models["teacher"])
     scores = evaluate(models["teacher"], clips, features=features)
     (clip,) = example_clips(clips, scores, 1)
-    masks = {role: segment(clip.video, model) for role, model in models.items()}
-    with plots.style():
-        figure = plots.mask_grid(clip.video, {"truth": clip.labels, **masks})
-    with paths.atomic(output) as temporary:
-        figure.savefig(temporary, dpi=100)
+    return clip, {role: segment(clip.video, model) for role, model in models.items()}
 
 
 def _pair() -> dict[str, VideoSlotModel]:
@@ -227,3 +260,4 @@ if __name__ == "__main__":
             measure(dataset, paths.RESULTS / f"{roles[0]}.mini.{dataset}" / "results.json")
     else:
         picture(data.EMBEDDED[0], paths.REPOSITORY / "book" / "figures" / "slots.png")
+        social_picture(data.EMBEDDED[0], paths.REPOSITORY / "_static" / "social.png")
