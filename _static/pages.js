@@ -8,8 +8,12 @@ addEventListener("DOMContentLoaded", () => {
     entry.setAttribute("role", "listitem");
 });
 
+// What scrolls can be reached, and so scrolled, by keyboard.
+const watch = new ResizeObserver((entries) => {
+  for (const { target } of entries)
+    if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
+    else target.removeAttribute("tabindex");
+});
 addEventListener("load", () => {
-  // What scrolls can be reached, and so scrolled, by keyboard.
-  for (const figure of document.querySelectorAll(".bd-article figure"))
-    if (figure.scrollWidth > figure.clientWidth) figure.tabIndex = 0;
+  for (const figure of document.querySelectorAll(".bd-article figure")) watch.observe(figure);
 });

@@ -66,15 +66,13 @@ def visit(request: pytest.FixtureRequest, site: str, chromium: Browser, axe: str
     with opened(chromium, site) as heard:
         page = heard.page
         page.on("response", weigh)
-        page.goto(f"{site}{request.param}.html")
-        page.wait_for_load_state("networkidle")
-        page.evaluate(axe)
         for view, (theme, width) in VIEWS.items():
             page.emulate_media(color_scheme=theme, reduced_motion="reduce")
             page.set_viewport_size({"width": width, "height": 900})
-            page.wait_for_function(
-                "theme => document.documentElement.dataset.theme === theme", arg=theme
-            )
+            page.goto(f"{site}{request.param}.html")
+            page.wait_for_load_state("networkidle")
+            assert page.evaluate("document.documentElement.dataset.theme") == theme
+            page.evaluate(axe)
             widths[view] = page.evaluate("document.documentElement.scrollWidth")
             faults[view] = serious(page)
             shoot(page, BUILD / "screenshots" / view / f"{request.param.replace('/', '_')}.jpg")
@@ -118,8 +116,9 @@ def test_axe_finds_no_serious_fault(visit: Visit) -> None:
     assert visit.faults == {view: [] for view in VIEWS}
 
 
-def test_a_page_is_light(visit: Visit) -> None:
-    print(sum(w for u,w in visit.weights.items() if not u.endswith("wasm")), visit.weights)
+def test_a_page_and_its_pictures_are_light(visit: Visit) -> None:
+    own = {name: weight for name, weight in visit.weights.items() if "/_static/" not in name}
+    assert 10_000 < sum(own.values()) < 3_000_000
 
 
 def test_every_page_has_one_address(book: Book) -> None:
@@ -162,10 +161,10 @@ def test_what_other_sites_show_of_a_link(book: Book, name: str) -> None:
 
 
 def test_the_first_page_says_how_to_cite(book: Book) -> None:
-    intro = text(book.html / "book" / "intro.html")
-    assert "@article{slotmatch," in intro
-    assert "@inproceedings" not in intro
-    linked = {element.attributes.get("href", "") for element in elements(book.html / "book/intro.html")}
+    page = book.html / "book" / "intro.html"
+    assert "@article{slotmatch," in text(page)
+    assert "@inproceedings" not in text(page)
+    linked = {element.attributes.get("href", "") for element in elements(page)}
     (file,) = (address for address in linked if address.endswith("/CITATION.cff"))
     served = (book.html / "book" / file).resolve()
     assert served.read_bytes() == (REPOSITORY / "CITATION.cff").read_bytes()

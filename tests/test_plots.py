@@ -3,6 +3,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
 
 from slotmatch import palette
@@ -194,6 +195,20 @@ def test_long_and_odd_row_names_do_not_break_the_sheet():
     _, _, (_, shown) = drawn(figure)
     assert shown.endswith("\N{HORIZONTAL ELLIPSIS}")
     assert name.startswith(shown[:-1])
+
+
+def test_a_banner_has_two_rows_of_five_painted_frames_under_its_words():
+    frames = np.zeros((9, 24, 24, 3), np.uint8)
+    maps = {name: np.full((9, 24, 24), slot) for slot, name in enumerate(("teacher", "student"))}
+    figure = plots.banner(frames, maps, "Title", "A sentence.")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    assert pixels.shape == (630, 1200, 3)
+    assert [text.get_text() for text in figure.texts] == ["Title", "A sentence."]
+    painted = np.rint(0.55 * 255 * palette.slot_colors(2))
+    np.testing.assert_allclose(pixels[160:380, 5:-5], painted[0][None, None], atol=1)
+    np.testing.assert_allclose(pixels[400:620, 5:-5], painted[1][None, None], atol=1)
 
 
 def test_mask_grid_names_wrong_input():

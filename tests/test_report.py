@@ -262,6 +262,49 @@ class TestBuildBook:
                 report.build_book(mini_book, tmp_path / "output")
 
 
+def run_of(seconds: float, *, threads: int = 1, changed: bool = False) -> dict[str, Any]:
+    """The parts of a result file that the page on what the book was made with reads."""
+    hardware = {"cpu": "A", "cores": 2, "threads": threads, "memory_gib": 8.0, "gpu": None}
+    source = {"revision": "0123456789abcdef", "changed": changed}
+    versions = {"python": "3.11.7", "packages": {"torch": "2.6.0", "pybullet": None}}
+    return {
+        "config": {"parameters": {"preset": "mini"}},
+        "wall_seconds": seconds,
+        "environment": {"system": "Linux", "hardware": hardware, "source": source, **versions},
+    }
+
+
+def test_the_time_of_each_page_has_the_unit_that_suits_it() -> None:
+    table = report.times({"01_data": run_of(4.4), "03_distill": run_of(2700.0)})
+    assert table.to_dict("list") == {
+        "page": ["[](../notebooks/01_data.ipynb)", "[](../notebooks/03_distill.ipynb)"],
+        "preset": ["mini", "mini"],
+        "time": ["4 s", "45 min"],
+    }
+
+
+def test_what_runs_were_made_with_is_said_once_where_they_agree() -> None:
+    runs = {"01_data": run_of(1.0), "03_distill": run_of(1.0, threads=2, changed=True)}
+    assert report.environments(runs).to_numpy().tolist() == [
+        ["processor", "A", "all"],
+        ["cores", "2", "all"],
+        ["threads", "1", "01_data"],
+        ["threads", "2", "03_distill"],
+        ["memory, GiB", "8.0", "all"],
+        ["system", "Linux", "all"],
+        ["commit", "0123456789", "01_data"],
+        ["commit", "0123456789 and uncommitted changes", "03_distill"],
+        ["Python", "3.11.7", "all"],
+        ["torch", "2.6.0", "all"],
+    ]
+
+
+def test_outside_a_checkout_there_is_no_commit_to_name() -> None:
+    run = run_of(1.0)
+    run["environment"]["source"] = None
+    assert "commit" not in set(report.environments({"01_data": run})["what"])
+
+
 def test_the_command_line_refuses_an_unknown_preset(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         report.main(["--preset", "huge"])

@@ -3,8 +3,8 @@
 ``python -m slotmatch.experiments.shipped train teacher`` trains the teacher, ``... train student``
 its student, both on all embedded data sets. ``... measure teacher`` scores it and tells how far it
 follows itself when frames are disturbed; ``... measure student``, how far the student follows it.
-``... picture`` paints what both find in a video from the middle of the ranking, for the book and for
-links to it.
+``... picture`` paints what both find in a video from the middle of the ranking, for the book and
+for links to it.
 """
 
 import sys
@@ -15,9 +15,8 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
-from slotmatch import data, palette, paths
+from slotmatch import data, paths
 from slotmatch.backbones import Features
 from slotmatch.data import Clip
 from slotmatch.evaluation import (
@@ -176,18 +175,8 @@ def picture(dataset: str, output: Path) -> None:
 def social_picture(dataset: str, output: Path) -> None:
     """The same video for links to the book on other sites, in their 1200 x 630 pixels."""
     clip, masks = _seen(dataset)
-    times = np.linspace(0, len(clip.video) - 1, 5).round().astype(int)
-    figure = Figure(figsize=(12, 6.3), dpi=100)
-    figure.text(0.02, 0.9, "SlotMatch, to run and to read", size=40, va="center")
     said = "A video as a large model sees it (above), and a small one that learned from its slots."
-    figure.text(0.02, 0.805, said, size=19, va="center")
-    side = 240 / 630
-    for row, labels in enumerate(masks.values()):
-        painted = palette.blend(clip.video[times], labels[times], opacity=0.55)
-        for column, frame in enumerate(painted):
-            axes = figure.add_axes((column / 5, (1 - row) * side, 1 / 5, side))
-            axes.imshow(frame, aspect="auto", interpolation="bilinear")
-            axes.set_axis_off()
+    figure = plots.banner(clip.video, masks, "SlotMatch, to run and to read", said)
     with paths.atomic(output) as temporary:
         figure.savefig(temporary)
 

@@ -21,6 +21,7 @@ from slotmatch.palette import blend
 __all__ = [
     "METHOD_COLORS",
     "align_truth",
+    "banner",
     "cost_scatter",
     "forest",
     "mask_grid",
@@ -171,6 +172,27 @@ def mask_grid(
     times = np.linspace(0, len(frames) - 1, min(n_frames, len(frames))).round().astype(int)
     chosen = {name: labels[times] for name, labels in maps.items()}
     return contact_sheet(plt.figure(), frames[times], chosen, times, opacity=opacity)
+
+
+def banner(frames: np.ndarray, maps: Mapping[str, np.ndarray], title: str, said: str) -> Figure:
+    """A title, a sentence and two rows of five painted frames: 1200 x 630 pixels, at 100 an inch.
+
+    Args:
+        frames: uint8 (t,h,w,3) with t of 5 or more, as wide as high.
+        maps: the label maps (t,h,w) of the two rows.
+        title: large text at the top.
+        said: one line under it.
+    """
+    times = np.linspace(0, len(frames) - 1, 5).round().astype(int)
+    painted = [blend(frames[times], labels[times], opacity=0.55) for labels in maps.values()]
+    figure = Figure(figsize=(12, 6.3), dpi=100)
+    figure.text(0.02, 0.9, title, size=40, va="center")
+    figure.text(0.02, 0.805, said, size=19, va="center")
+    ax = figure.add_axes((0, 0, 1, 480 / 630))
+    sheet = rearrange(np.stack(painted), "r t h w c -> (r h) (t w) c")
+    ax.imshow(sheet, interpolation="bilinear", aspect="auto")
+    ax.set_axis_off()
+    return figure
 
 
 def contact_sheet(
