@@ -154,7 +154,6 @@ def test_the_released_implementation_runs_beside_ours(
 def test_everything_is_measured_and_stored_in_one_command(tmp_path: Path) -> None:
     output = tmp_path / "results.json"
     command = [sys.executable, "-m", "benchmarks", "--quick", "--repeats", "2", "--device", "cpu"]
-    command += ["--bf16"]
     run = subprocess.run(
         [*command, "--output", str(output)], cwd=paths.REPOSITORY, capture_output=True, text=True
     )
@@ -170,11 +169,6 @@ def test_everything_is_measured_and_stored_in_one_command(tmp_path: Path) -> Non
             assert all(len(turns) == 2 for turns in found["turns"].values())
             assert all(turn["total"] > 0 for turns in found["turns"].values() for turn in turns)
     (found,) = results["measurements"]["a"]
-    shares = {way: row.get("same slot, %") for way, row in found["summary"].items()}
-    assert {way for way, share in shares.items() if share} == {
-        *("fast teacher, bf16", "fast student, bf16")
-    }
-    assert all(50 < share <= 100 for share in shares.values() if share)
     assert {"plain teacher", "fast student", "student, attention masks"} <= set(found["turns"])
     fast, light = (found["summary"][name] for name in ("fast student", "student, attention masks"))
     assert light["GFLOP"] < fast["GFLOP"]
