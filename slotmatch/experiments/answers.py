@@ -181,13 +181,13 @@ def verdict_table(found: Found, kind: str) -> pd.DataFrame:
     rows = {}
     for loss in choices(Added):
         method = f"{kind}_{loss}"
-        row = {"weight": chosen(method) if method in found else "-"}
+        row = {"verdict": words[loss].word if loss in words else "not run yet"}
+        row["weight"] = chosen(method) if method in found else "-"
         row["seeds"] = str(len(found.get(method, ())))
         for metric, heading in HEADINGS.items():
             own = words[loss].intervals[metric] if loss in words else None
             row[f"{heading}, difference"] = f"{own:+.1f}" if own else "-"
             row[f"{heading}, p"] = f"{words[loss].p_values[metric]:.3f}" if own else "-"
-        row["verdict"] = words[loss].word if loss in words else "not run yet"
         rows[NAMES[method]] = row
     return pd.DataFrame(rows).T.rename_axis("loss")
 
