@@ -181,9 +181,11 @@ def verdict_table(found: Found, kind: str) -> pd.DataFrame:
     rows = {}
     for loss in choices(Added):
         method = f"{kind}_{loss}"
-        row = {"verdict": words[loss].word if loss in words else "not run yet"}
-        row["weight"] = chosen(method) if method in found else "-"
-        row["seeds"] = str(len(found.get(method, ())))
+        row: dict[str, str] = {
+            "verdict": words[loss].word if loss in words else "not run yet",
+            "weight": chosen(method) if method in found else "-",
+            "seeds": str(len(found.get(method, ()))),
+        }
         for metric, heading in HEADINGS.items():
             own = words[loss].intervals[metric] if loss in words else None
             row[f"{heading}, difference"] = f"{own:+.1f}" if own else "-"
