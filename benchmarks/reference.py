@@ -17,8 +17,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from benchmarks.comparison import INPUTS, Comparison, Settings, random_video
-from benchmarks.inference import Contender, prepare, timing
+from benchmarks.comparison import INPUTS, Comparison, Settings
+from benchmarks.inference import Contender, frames_of, prepare, timing
 from slotmatch.backbones import spec
 from slotmatch.data.preprocessing import unit_floats
 from slotmatch.model import ModelConfig, VideoSlotModel
@@ -84,12 +84,11 @@ def released_masks(model: nn.Module, frames: Tensor) -> Tensor:
     return masks
 
 
-def _normalised(config: ModelConfig, n_frames: int, device: str) -> Tensor:
+def _normalised(contender: Contender, n_frames: int, device: str) -> Tensor:
     """The frames of a measurement as their backbone takes them."""
-    assert config.backbone is not None
-    assert config.image_size is not None
-    known = spec(config.backbone)
-    frames = unit_floats(torch.from_numpy(random_video(n_frames, config.image_size)))
+    assert contender.config.backbone is not None
+    known = spec(contender.config.backbone)
+    frames = unit_floats(torch.from_numpy(frames_of(contender, n_frames)))
     mean, std = (torch.tensor(values) for values in (known.mean, known.std))
     return rearrange((frames - mean) / std, "t h w c -> 1 t c h w").to(device)
 
@@ -110,7 +109,7 @@ def prepare_theirs(
 ) -> Callable[[], dict[str, float]]:
     """The job whose memory counts."""
     model = released_model(checkout, dataset, contender.build(device))
-    return timing_theirs(model, _normalised(contender.config, n_frames, device))
+    return timing_theirs(model, _normalised(contender, n_frames, device))
 
 
 def compare(checkout: Path, settings: Settings) -> Iterator[Comparison]:
@@ -125,18 +124,16 @@ def compare(checkout: Path, settings: Settings) -> Iterator[Comparison]:
                 f"ours, {role}": Contender(config),
                 f"ours, {role}, attention masks": Contender(config, decode=False),
             }
-            model = ways[f"ours, {role}"].build(device)
-            theirs, frames = (
-                released_model(checkout, dataset, model),
-                _normalised(config, n_frames, device),
-            )
-            gap = (released_masks(theirs, frames) - _our_masks(model, config, n_frames)).abs()
+            own = ways[f"ours, {role}"]
+            model, frames = own.build(device), _normalised(own, n_frames, device)
+            theirs = released_model(checkout, dataset, model)
+            gap = (released_masks(theirs, frames) - _our_masks(model, own, n_frames)).abs()
             facts[f"theirs, {role}"] = {"largest difference of a mask": float(gap.max())}
             jobs[f"theirs, {role}"] = timing_theirs(theirs, frames)
             jobs |= {name: timing(model, way, n_frames) for name, way in ways.items()}
             memory[f"theirs, {role}"] = peak_memory(
                 prepare_theirs,
-                *(checkout, dataset, ways[f"ours, {role}"], n_frames, device),
+                *(checkout, dataset, own, n_frames, device),
                 device=device,
             )
             memory |= {
@@ -151,9 +148,8 @@ def compare(checkout: Path, settings: Settings) -> Iterator[Comparison]:
 
 
 @torch.inference_mode()
-def _our_masks(model: VideoSlotModel, config: ModelConfig, n_frames: int) -> Tensor:
-    assert config.image_size is not None
-    video = torch.from_numpy(random_video(n_frames, config.image_size))
+def _our_masks(model: VideoSlotModel, contender: Contender, n_frames: int) -> Tensor:
+    video = torch.from_numpy(frames_of(contender, n_frames))
     frames = rearrange(video, "t h w c -> 1 t c h w").to(model.decoder.positions.device)
     masks = model.forward_features(model.encode(unit_floats(frames)), reconstruct=False).masks
     assert masks is not None

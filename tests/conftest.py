@@ -60,6 +60,17 @@ def book(printed_book: tuple[Book, str]) -> Book:
     return printed_book[0]
 
 
+CHROMIUM_OPTIONS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
 class Quiet(SimpleHTTPRequestHandler):
     """Sends the types that browsers insist on, whatever this machine's tables say."""
 
@@ -87,12 +98,12 @@ def site(book: Book, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def chromium() -> Iterator[Browser]:
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
-        pytest.fail("there is no Chromium: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=path,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        pytest.fail(
+            "no chromium on the PATH: `make chromium` installs it, "
+            "or apt-get install --no-install-recommends chromium"
         )
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_OPTIONS)
         yield browser
         browser.close()
 

@@ -2,7 +2,6 @@ import base64
 import io
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 
 import ipywidgets
@@ -18,15 +17,6 @@ from slotmatch.browser import SlotBrowser
 from slotmatch.browser import widget as browser_module
 
 HOSTILE = '</script><!--<img src=x onerror=alert(1)> & "quoted" $\\frac'
-CHROMIUM_OPTIONS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 def scene(n_frames=5, height=48, width=64):
@@ -412,22 +402,6 @@ SlotBrowser(np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 8, 8), int))"""
 
 
 # The page itself, in a real browser.
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    from playwright.sync_api import sync_playwright
-
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.fail(
-            "no chromium on the PATH: `make chromium` installs it, "
-            "or apt-get install --no-install-recommends chromium"
-        )
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=path, args=CHROMIUM_OPTIONS)
-        yield running
-        running.close()
 
 
 @pytest.fixture

@@ -95,9 +95,8 @@ def _summary(content: Mapping[str, Any], rules: Protocol, clips: Sequence[object
     found, (entry,) = content["data"], content["models"].values()
     scored = min(len(clips), rules.n_videos or len(clips))
     what = f"{scored} of {len(clips)} videos of {found['name']} {found['split']}"
-    config = content["config"]
-    how = "" if config["precision"] == "no" else f", computed in {config['precision']}"
-    yield f"{config['model']} on {what}{how}"
+    how = f", computed in {half}" if (half := results.half_precision(content)) else ""
+    yield f"{content['config']['model']} on {what}{how}"
     yield f"protocol {rules.name}: {PROTOCOLS[rules.name]}"
     texts = results.numbers(content)
     for metric, title in results.SCORES.items():

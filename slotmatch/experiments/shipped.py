@@ -10,6 +10,7 @@ for links to it.
 import sys
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -181,6 +182,7 @@ def social_picture(dataset: str, output: Path) -> None:
         figure.savefig(temporary)
 
 
+@cache
 def _seen(dataset: str) -> tuple[Clip, dict[str, np.ndarray]]:
     """A video from the middle of the ranking, and its label maps (t,h,w) by role."""
     models = _pair()

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from slotmatch import paths
-from slotmatch.reporting.results import read_results
+from slotmatch.reporting.results import HEADINGS, half_precision, read_results
 from slotmatch.settings import Role
 
 __all__ = ["PROTOCOLS", "accuracy_table", "read_accuracy", "run_here", "sources"]
@@ -27,7 +27,6 @@ PROTOCOLS: Mapping[str, str] = MappingProxyType(
     }
 )
 """Rules under which numbers can be compared, by the name in the file."""
-METRICS: Mapping[str, str] = MappingProxyType({"FG-ARI": "video_fg_ari", "mBO": "video_mbo"})
 NOT_AVAILABLE = "not available to us"
 ROWS: Mapping[Role, str] = MappingProxyType({"teacher": "SlotContrast", "student": "SlotMatch"})
 """The row of each of our models."""
@@ -84,11 +83,10 @@ def run_here(dataset: str, role: Role, protocol: str) -> Mapping[str, str]:
             f"{protocol!r}: score it again with --protocol {protocol}"
         )
     (entry,) = found["models"].values()
-    precision = found["config"].get("precision", "no")
-    mark = "" if precision == "no" else f" ({precision})"
+    mark = f" ({half})" if (half := half_precision(found)) else ""
     return {
         heading: f"{100 * np.nanmean(entry['metrics'][metric]):.1f}{mark}"
-        for heading, metric in METRICS.items()
+        for metric, heading in HEADINGS.items()
     }
 
 
@@ -105,12 +103,12 @@ def accuracy_table(protocol: str) -> pd.DataFrame:
     names += [name for name in dict.fromkeys(rows.dataset) if name not in names]
     own = PAPERS_OWN if protocol == "slotcontrast" else ()
     names += [name for name in own if name not in names]
-    columns = pd.MultiIndex.from_product([names, METRICS])
+    columns = pd.MultiIndex.from_product([names, HEADINGS.values()])
     methods = [*dict.fromkeys(rows.method)]
     missing = [ROWS["student"]] if own else []
     reported = reported.reindex(index=[*methods, *missing], columns=columns).astype(object)
     for name in own:
-        for metric in METRICS:
+        for metric in HEADINGS.values():
             reported.loc[ROWS["student"], (name, metric)] = NOT_AVAILABLE
     here = pd.DataFrame(index=reported.index, columns=columns, dtype=object)
     for role, row in ROWS.items():

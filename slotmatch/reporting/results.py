@@ -26,6 +26,7 @@ __all__ = [
     "dashed",
     "difference",
     "environment",
+    "half_precision",
     "intervals",
     "numbers",
     "read_results",
@@ -288,6 +289,12 @@ def numbers(results: Mapping[str, Any]) -> dict[str, str | float | int]:
             turns = (own["ms_per_frame_turns"] for own in (entry, teacher))
             quoted[f"{name}_speedup"] = str(times_faster(*turns))
     return quoted
+
+
+def half_precision(results: Mapping[str, Any]) -> str | None:
+    """The half precision that scores were computed in, if they were."""
+    precision: str = results["config"].get("precision", "no")
+    return None if precision == "no" else precision
 
 
 def environment() -> dict[str, Any]:

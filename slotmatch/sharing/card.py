@@ -21,7 +21,7 @@ from slotmatch import backbones, paths, profiling
 from slotmatch.model import VideoSlotModel
 from slotmatch.model.files import FILE_FORMAT, save
 from slotmatch.model.hub import WEIGHTS
-from slotmatch.reporting.results import SCORES, numbers
+from slotmatch.reporting.results import SCORES, half_precision, numbers
 
 __all__ = ["CARD", "CONFIG", "model_card", "write_folder"]
 
@@ -238,7 +238,7 @@ def _scores_text(results: Mapping[str, Any] | None, entry: str | None, sha256: s
     version = f" (version {data['version']})" if data["version"] is not None else ""
     how = f", protocol `{protocol['name']}`" if "name" in protocol else ""
     how += f", masks of the {masks}" if masks else ""
-    how += f", computed in {half}" if (half := _half(results)) else ""
+    how += f", computed in {half}" if (half := half_precision(results)) else ""
     text = (
         f"{len(data['ids'])} {pieces} of {data['name']}{version}, split {data['split']}{how}. "
         "Mean over them times 100, with its 95 % interval.\n\n"
@@ -254,12 +254,6 @@ def _scores_text(results: Mapping[str, Any] | None, entry: str | None, sha256: s
     )
 
 
-def _half(results: Mapping[str, Any]) -> str | None:
-    """The half precision that scores were computed in, if they were."""
-    precision: str = results["config"].get("precision", "no")
-    return None if precision == "no" else precision
-
-
 def _scored(results: Mapping[str, Any], entry: str) -> list[str]:
     texts = numbers(results)
     return [key for key in SCORES if f"{entry}_{key}" in texts]
@@ -268,7 +262,7 @@ def _scored(results: Mapping[str, Any], entry: str) -> list[str]:
 def _eval_results(results: Mapping[str, Any] | None, entry: str | None) -> list[EvalResult]:
     if results is None or entry is None:
         return []
-    data, texts, half = results["data"], numbers(results), _half(results)
+    data, texts, half = results["data"], numbers(results), half_precision(results)
     return [
         EvalResult(
             task_type="image-segmentation",
