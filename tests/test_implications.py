@@ -1,10 +1,13 @@
 """What is measured of the theory, on models and numbers where the answer is known."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from tiny import normal, tiny
 
+from slotmatch import paths
 from slotmatch.experiments.implications import (
     COMPARED,
     MEASURES,
@@ -13,8 +16,10 @@ from slotmatch.experiments.implications import (
     measures_table,
     shares_table,
     there_and_back,
+    told,
 )
 from slotmatch.model import VideoSlotModel
+from slotmatch.reporting import results
 from slotmatch.training import TrainConfig
 from slotmatch.training.loading import Batch
 
@@ -100,3 +105,20 @@ def test_tables_are_means_and_shares_of_the_file() -> None:
     found = shares_table(content)
     assert found["step"].tolist() == [250, 500]
     assert found["slot error"].tolist() == [0.9, 0.8]
+
+
+def test_the_theory_page_quotes_what_was_measured() -> None:
+    """Every name it quotes is told, and follows the file."""
+    content = results.read_results(paths.RESULTS / "implications" / "results.json")
+    page = (paths.REPOSITORY / "book" / "theory.md").read_text()
+    quoted = set(re.findall(r"06_redundancy\.ipynb::(theory_\w+):s", page))
+    assert len(quoted) > 10
+    assert quoted <= told(content).keys()
+
+    content["models"]["student, measures"]["metrics"]["length_ratio"] = [1.5, 2.5]
+    content["models"]["teacher's slots, student's decoder"]["metrics"]["video_mbo"] = [0.2, 0.4]
+    content["shares"]["relations"] = [0.1, 0.7, 0.3]
+    changed = told(content)
+    assert changed["theory_length_ratio"].startswith("2.000 [")
+    assert changed["theory_teacher_slots_student_decoder_video_mbo"].startswith("30.0 [")
+    assert changed["theory_share_relations"] == "0.10 to 0.70"

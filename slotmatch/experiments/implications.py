@@ -46,6 +46,7 @@ __all__ = [
     "shares_table",
     "slopes_of",
     "there_and_back",
+    "told",
 ]
 
 OWN = ("reconstruction", "contrast", "match")
@@ -77,12 +78,38 @@ MEASURES = {
 
 def measures_table(content: Mapping[str, Any]) -> pd.DataFrame:
     """Means over videos of what ``measure`` found, with 95 % intervals."""
+    found = _measured(content)
+    return pd.DataFrame(
+        {"mean over videos": {what: found[name] for name, what in MEASURES.items()}}
+    )
+
+
+def told(content: Mapping[str, Any]) -> dict[str, str]:
+    """The numbers in the theory page's sentences, by the names under which it quotes them.
+
+    ``theory_MEASURE`` is a mean over videos with its interval, ``theory_share_LOSS`` the smallest
+    and largest share along the training, ``theory_OWN_slots_OTHER_decoder_METRIC`` a score.
+    """
+    shares = {f"share_{name}": content["shares"][name] for name in COMPARED}
+    scores = {
+        "_".join(name.replace("'s", "").replace(",", "").split()): text
+        for name, text in results.numbers(content).items()
+        if name.endswith(("decoder_video_fg_ari", "decoder_video_mbo"))
+    }
+    found = {
+        **_measured(content),
+        **{name: f"{min(share):.2f} to {max(share):.2f}" for name, share in shares.items()},
+        **scores,
+    }
+    return {f"theory_{name}": text for name, text in found.items()}
+
+
+def _measured(content: Mapping[str, Any]) -> dict[str, str]:
     found = content["models"]["student, measures"]["metrics"]
-    rows = {}
-    for name, what in MEASURES.items():
-        own = stats.mean_interval([value for value in found[name] if np.isfinite(value)])
-        rows[what] = f"{own:.3f}"
-    return pd.DataFrame({"mean over videos": rows})
+    return {
+        name: f"{stats.mean_interval([value for value in found[name] if np.isfinite(value)]):.3f}"
+        for name in MEASURES
+    }
 
 
 def shares_table(content: Mapping[str, Any]) -> pd.DataFrame:
