@@ -92,7 +92,7 @@ def told(content: Mapping[str, Any]) -> dict[str, str]:
     """
     shares = {f"share_{name}": content["shares"][name] for name in COMPARED}
     scores = {
-        "_".join(name.replace("'s", "").replace(",", "").split()): text
+        "_".join(name.replace("'s", "").replace(",", "").split()): str(text)
         for name, text in results.numbers(content).items()
         if name.endswith(("decoder_video_fg_ari", "decoder_video_mbo"))
     }
