@@ -78,12 +78,12 @@ def _all_in_one(labels: Labels) -> Labels:
 
 MISTAKES: Mapping[str, Callable[[Labels], Labels]] = {
     "as the truth": np.copy,
-    "the floor in four pieces": _floor_in_pieces,
+    "floor in four": _floor_in_pieces,
     "masks too large": _masks_too_large,
-    "an object in two": _object_in_two,
-    "two objects as one": _two_objects_as_one,
-    "names swapped half-way": _names_swapped,
-    "everything in one": _all_in_one,
+    "one in two": _object_in_two,
+    "two as one": _two_objects_as_one,
+    "names swapped": _names_swapped,
+    "all in one": _all_in_one,
 }
 """Segmentations (T,H,W) made from true labels, each wrong in one way."""
 
