@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from IPython.core.inputtransformer2 import TransformerManager
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -105,7 +106,16 @@ def test_environment_holds_python_and_leaves_the_rest_to_pyproject(
     assert versions == "-c requirements.lock"
     extras = re.fullmatch(r"-e \.\[(.*)\]", install)
     assert extras is not None
-    assert set(extras[1].split(",")) == {"book", "onnx", "test"}  # book has train and data
+    assert set(extras[1].split(",")) == {"book", "onnx", "test"}  # book has notebooks' extras
+
+
+def test_binder_installs_the_same_versions_without_book_and_tests() -> None:
+    *conda, pip = read_yaml("binder/environment.yml")["dependencies"]
+    assert conda == read_yaml("environment.yml")["dependencies"][:-1]
+    index, versions, install = pip["pip"]
+    assert index == "--extra-index-url https://download.pytorch.org/whl/cpu"
+    assert versions == "-c ../requirements.lock"
+    assert install == "-e ..[notebooks,onnx]"
 
 
 def test_every_python_version_that_is_claimed_is_tested(pyproject: dict[str, Any]) -> None:
@@ -362,8 +372,7 @@ def test_notebooks_take_the_same_annotated_parameters() -> None:
 def test_notebooks_define_short_functions_at_most() -> None:
     for name, notebook in notebooks().items():
         for _, source in code_cells(notebook):
-            lines = [line for line in source.splitlines() if not line.startswith(("%", "!"))]
-            for node in ast.walk(ast.parse("\n".join(lines))):
+            for node in ast.walk(ast.parse(TransformerManager().transform_cell(source))):
                 assert not isinstance(node, ast.ClassDef), f"{name}: {source[:60]}"
                 if isinstance(node, ast.FunctionDef):
                     assert node.end_lineno - node.lineno < 8, f"{name}: {node.name}"

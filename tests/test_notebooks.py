@@ -1,16 +1,21 @@
 """The committed notebooks as a user runs them: through papermill, from a shell."""
 
+import os
 import re
 import subprocess
 import sys
+import sysconfig
+import venv
 from collections.abc import Callable
+from pathlib import Path
 
 import nbformat
 import papermill
 import pytest
+import yaml
 from conftest import Book, Run
 
-from slotmatch.paths import NOTEBOOKS
+from slotmatch.paths import NOTEBOOKS, REPOSITORY
 from slotmatch.reporting.report import Parameters
 from slotmatch.reporting.results import FIDELITY
 
@@ -35,6 +40,46 @@ def test_every_parameter_is_explained(name: str) -> None:
         kind = getattr(field.type, "__name__", field.type)
         assert told[parameter]["inferred_type_name"] == kind
         assert len(told[parameter]["help"]) > 10
+
+
+def installing(name: str) -> str:
+    """The cell after the title, which fetches the repository where a notebook is hosted."""
+    cell = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells[1]
+    assert cell.metadata["tags"] == ["install", "remove-cell"]
+    return cell.source
+
+
+def test_every_notebook_can_be_hosted_by_itself() -> None:
+    (cell,) = {installing(name) for name in NAMES}
+    address = yaml.safe_load((REPOSITORY / "_config.yml").read_text())["repository"]["url"]
+    assert f"git clone --quiet --depth 1 {address}\n" in cell
+
+
+@pytest.mark.slow
+def test_a_hosted_notebook_installs_the_package(tmp_path: Path) -> None:
+    """In an environment that has all but the package, with a copy of it in GitHub's place."""
+    address = yaml.safe_load((REPOSITORY / "_config.yml").read_text())["repository"]["url"]
+    venv.create(tmp_path / "env")
+    (site,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
+    (site / "others.pth").write_text(sysconfig.get_path("purelib"))
+    copy = {
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.{REPOSITORY.as_uri()}.insteadOf",
+        "GIT_CONFIG_VALUE_0": address,
+    }
+    offline = {"PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_NO_INDEX": "1"}
+    own = {name: text for name, text in os.environ.items() if "PYTHON" not in name}
+    python = tmp_path / "env" / "bin" / "python"
+    cell = installing("03_distill") + "\nimport slotmatch.losses\nprint(slotmatch.losses.__file__)"
+    done = subprocess.run(
+        [python, "-m", "IPython", "--no-banner", "-c", cell],
+        cwd=tmp_path,
+        env=own | copy | offline | {"IPYTHONDIR": str(tmp_path / "ipython")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "slotmatch" / "slotmatch" / "losses.py")
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from slotmatch.extras import require
 
-require("book", "anywidget", "matplotlib")
+require("notebooks", "anywidget", "matplotlib")
 
 from slotmatch.browser.live import LiveStudent
 from slotmatch.browser.widget import SlotBrowser
