@@ -186,6 +186,19 @@ def test_the_workflow_runs_what_a_person_runs_and_publishes_the_book() -> None:
     assert read_yaml(".github/workflows/ci.yml")["permissions"] == {"contents": "read"}
 
 
+def test_a_weekly_job_starts_from_nothing_and_follows_links() -> None:
+    workflow = read_yaml(".github/workflows/ci.yml")
+    when = workflow[True]  # YAML 1.1 reads the key "on" so
+    assert len(when["schedule"]) == 1
+    weekly = workflow["jobs"]["weekly"]
+    assert weekly["if"] == "github.event_name == 'schedule'"
+    assert not any("cache" in step.get("with", {}) for step in weekly["steps"])
+    install, reproduce, links = (step["run"] for step in weekly["steps"] if "run" in step)
+    assert install == "make install"
+    assert reproduce.endswith("-m slotmatch.reporting.report --preset smoke")
+    assert links.endswith("--builder linkcheck")
+
+
 def test_ci_runs_the_readmes_test_command() -> None:
     script = REPOSITORY / ".ci" / "run"
     assert os.access(script, os.X_OK)
