@@ -185,6 +185,28 @@ def test_a_student_is_trained_scored_and_kept_in_each_way(tmp_path) -> None:
         assert entry["validated"]["step"][-1] == 2
 
 
+@pytest.mark.slow
+def test_students_trained_side_by_side_are_those_trained_alone(tmp_path) -> None:
+    experiment = select("smoke", "minimovi_a", steps=2)
+    teacher, _ = load_teacher(experiment)
+    together = students.train_students(experiment, teacher, tmp_path / "together")
+    assert list(together) == list(experiment.students)
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for name, config in experiment.students.items():
+            file = tmp_path / "alone" / f"{name}.safetensors"
+            alone, log = students.train_student(experiment, config, teacher, file)
+            own, own_log = together[name]
+            assert own_log.drop(columns="seconds").equals(log.drop(columns="seconds"))
+            for weight, other in zip(own.parameters(), alone.parameters(), strict=True):
+                assert torch.equal(weight, other)
+            written = (tmp_path / "together" / f"{name}.safetensors").read_bytes()
+            assert written == file.read_bytes()
+    finally:
+        torch.set_num_threads(n_threads)
+
+
 @pytest.mark.parametrize("role", ["teacher", "student"])
 @pytest.mark.parametrize("dataset", data.EMBEDDED)
 def test_results_of_the_shipped_pair_are_those_of_its_weights(role: Role, dataset: str) -> None:

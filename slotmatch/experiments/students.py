@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
+from joblib import Parallel, delayed, parallel_config
 
 from slotmatch import paths
 from slotmatch.backbones import weights_checksum
@@ -25,7 +27,7 @@ from slotmatch.reporting import report, results
 from slotmatch.training import TrainConfig, train
 from slotmatch.training.loop import Validate
 
-__all__ = ["seeds", "train_student", "tried", "try_all"]
+__all__ = ["seeds", "train_student", "train_students", "tried", "try_all"]
 
 RATES = (1e-3, 2e-3, 4e-3)
 BETAS = (0.3, 1.0, 3.0, 10.0)
@@ -64,6 +66,28 @@ def train_student(
     )
     save(student, file)
     return student, log
+
+
+def train_students(
+    experiment: Experiment,
+    teacher: VideoSlotModel,
+    folder: Path,
+    *,
+    validate: Validate | None = None,
+) -> dict[str, tuple[VideoSlotModel, pd.DataFrame]]:
+    """All students of an experiment, each as ``train_student`` gives it, in files of a folder.
+
+    Without a GPU they train side by side, each in a process of one thread, so that how many cores a
+    machine has changes the time and not the order in which numbers are added.
+    """
+    files = {name: folder / f"{name}.safetensors" for name in experiment.students}
+    n_jobs = 1 if torch.cuda.is_available() else len(files)
+    with parallel_config(backend="loky", inner_max_num_threads=1):
+        trained = Parallel(n_jobs)(
+            delayed(train_student)(experiment, config, teacher, files[name], validate=validate)
+            for name, config in experiment.students.items()
+        )
+    return dict(zip(files, trained, strict=True))
 
 
 def tried(experiment: Experiment) -> dict[str, TrainConfig]:
