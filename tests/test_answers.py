@@ -95,7 +95,11 @@ def test_a_gap_in_the_seeds_ends_them(study_of: Callable[..., None]) -> None:
     study_of({"slotmatch": 0, "with_features": 0})
     setting = list(candidates()["with_features"])[1]
     Run("minimovi_a", "with_features", setting, 2, "test").path.unlink()
-    assert len(answers.read_study()["with_features"]) == 2
+    found = answers.read_study()
+    assert len(found["with_features"]) == 2
+    told = answers.effort({f"with_{loss}": found["slotmatch"] for loss in LOSSES} | found)
+    assert told.startswith("These are 2 to 5 seeds of each; the plan asks for 5")
+    assert told.endswith("A verdict on fewer may still change.")
 
 
 def test_a_method_without_a_choice_made_is_left_out(study_of: Callable[..., None]) -> None:
@@ -113,6 +117,8 @@ def test_the_claim_needs_every_loss(study_of: Callable[..., None]) -> None:
     assert answers.claim(found) == "All 8 losses are redundant: the claim holds at this scale."
     assert answers.judged(answers.read_study(), "only") == {}
     assert answers.claim({}).startswith("None of the 8 losses was run")
+    told = answers.effort(answers.read_study())
+    assert told == "These are 5 seeds of each; the plan asks for 5 or more."
     del found["features"]
     said = answers.claim(found)
     assert said.startswith("The claim that all 8 losses are redundant is not shown.")

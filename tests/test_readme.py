@@ -199,7 +199,8 @@ def shipped() -> list[str]:
 
 def claim() -> list[str]:
     """What the study has shown so far."""
-    return [answers.claim(answers.judged(answers.read_study(), "with"))]
+    found = answers.read_study()
+    return [answers.claim(answers.judged(found, "with")), answers.effort(found)]
 
 
 def prose(name: str) -> str:

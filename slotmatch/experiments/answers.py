@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from slotmatch.experiments.conditions import METHODS, Condition, candidates, planned
-from slotmatch.experiments.study import CHOSEN_ON, Run, chosen
+from slotmatch.experiments.study import CHOSEN_ON, SEEDS, Run, chosen
 from slotmatch.reporting import plots
 from slotmatch.reporting.results import FIDELITY, HEADINGS, read_results
 from slotmatch.reporting.stats import Interval, crossed
@@ -30,6 +30,7 @@ __all__ = [
     "claim",
     "curves",
     "differences",
+    "effort",
     "forest",
     "judged",
     "not_run",
@@ -154,6 +155,16 @@ def claim(found: Mapping[str, Verdict]) -> str:
     told = "; ".join(parts)
     start = f"The claim that all {len(every)} losses are redundant is {end}."
     return f"{start} {told[0].upper()}{told[1:]}."
+
+
+def effort(found: Found, kind: str = "with") -> str:
+    """How many seeds the verdicts on a kind of losses rest on, in sentences."""
+    methods = ("slotmatch", *(f"{kind}_{loss}" for loss in choices(Added)))
+    counts = [len(found.get(method, ())) for method in methods]
+    fewest, most = min(counts), max(counts)
+    told = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    start = f"These are {told} seeds of each; the plan asks for {SEEDS} or more."
+    return start if fewest >= SEEDS else f"{start} A verdict on fewer may still change."
 
 
 def forest(found: Found, kind: str) -> Figure:
