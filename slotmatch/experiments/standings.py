@@ -27,7 +27,7 @@ __all__ = ["by_fact", "extremes", "facts", "kept", "measure", "path", "rounded"]
 
 KEPT = ("video_fg_ari", "image_fg_ari", "video_mbo", "image_mbo", "j_and_f", "identity_switches")
 """Metrics of the files, beside a student's fidelity."""
-HEADINGS = {name: results.SCORES[name] for name in KEPT if name in results.SCORES} | {
+COLUMNS = {name: results.SCORES[name] for name in KEPT if name in results.SCORES} | {
     "identity_switches": "identity switches",
     "parameters": "parameters",
 }
