@@ -76,7 +76,7 @@ def candidates() -> dict[str, dict[str, Condition]]:
     everything = tuple(INHERITABLE)
     frames = {"batch_size": base.student.batch_size * base.student.clip_length, "clip_length": 1}
     images = {**steady, **frames, "doublings": (), "contrast_weight": 0.0}
-    # The released settings for MOVi. With one loss alone Adam makes its weight immaterial.
+    # As released for MOVi. Rates are tried: Adam hardly sees the weight of a loss that is alone.
     movi = {"reconstruction_weight": 0.0, "added": {"temporal_similarity": 1.0}}
     uncontrasted = {"contrast_weight": 0.0}
 
