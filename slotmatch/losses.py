@@ -1,6 +1,7 @@
 """The three terms of SlotMatch, L = L_rec + alpha L_contrast + beta L_match, as pure functions.
 
 The first two are those of the teacher, SlotContrast (with weights 1 and 0.5); the third distils.
+`temporal_similarity` is VideoSAUR's, which SlotMatch is compared with.
 """
 
 import warnings
@@ -20,6 +21,7 @@ __all__ = [
     "reorder_slots",
     "slot_contrast",
     "slot_match",
+    "temporal_similarity",
 ]
 
 
@@ -116,6 +118,53 @@ def slot_match(
     elif correspondence == "shifted":
         teacher = teacher.roll(-1, dims=2)
     return 1 - F.cosine_similarity(student, teacher, dim=-1).mean()
+
+
+def temporal_similarity(
+    prediction: Tensor,
+    features: Tensor,
+    *,
+    patches: Tensor | None = None,
+    temperature: float = 0.075,
+) -> Tensor:
+    """Cross-entropy of where what a patch shows is in the next frame, VideoSAUR's loss: a scalar.
+
+    Equation ``eq-similarity`` of the book (Zadaianchuk et al., 2023). The target of a patch is the
+    softmax, over the P patches of the next frame, of the cosines of its features (B,T,P,F) with
+    theirs, divided by the temperature, which is that of VideoSAUR's released settings for MOVi.
+    Patches of negative cosine have no share in it; if all are negative, all have the same. The loss
+    is never less than the target's entropy. ``prediction`` (B,T,P,P) holds logits, of the last
+    frame too, which has no next one and is left out. With ``patches``, a vector of indices, it is
+    of these alone, (B,T,N,P), and an unbiased estimate of the whole: rows do not depend on each
+    other. No gradient reaches the features.
+
+    Raises:
+        ValueError: shapes that do not belong together, not floating-point, fewer than two frames,
+            or a temperature that is not positive.
+    """
+    if not (prediction.is_floating_point() and features.is_floating_point()):
+        raise ValueError(
+            "prediction and features must be floating-point, "
+            f"got {prediction.dtype} and {features.dtype}"
+        )
+    n_rows = features.shape[-2] if patches is None else len(patches)
+    if features.ndim != 4 or prediction.shape != (*features.shape[:2], n_rows, features.shape[2]):
+        raise ValueError(
+            f"expected features (B,T,P,F) and a prediction (B,T,{n_rows},P) of their patches, "
+            f"got {tuple(features.shape)} and {tuple(prediction.shape)}"
+        )
+    if features.shape[1] < 2:
+        raise ValueError("temporal similarities need clips of two frames or more, got one")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    logits = full_precision(prediction[:, :-1])
+    unit = F.normalize(features.detach().to(logits.dtype), dim=-1)
+    now = unit[:, :-1] if patches is None else unit[:, :-1, patches]
+    cosines = now @ unit[:, 1:].mT
+    unlike = cosines < 0
+    similarity = cosines.masked_fill(unlike, -torch.inf) / temperature
+    similarity = similarity.masked_fill(unlike.all(dim=-1, keepdim=True), 0.0)
+    return F.cross_entropy(logits.flatten(0, 2), similarity.softmax(dim=-1).flatten(0, 2))
 
 
 def _require_same_shape(first: str, a: Tensor, second: str, b: Tensor) -> None:

@@ -19,6 +19,7 @@ __all__ = [
     "Added",
     "Axis",
     "Correspondence",
+    "Distillation",
     "Disturbance",
     "Empty",
     "GruState",
@@ -48,7 +49,7 @@ Masks = Literal["decoder", "attention"]
 """Whose masks segment a video: the decoder's, as the paper has it, or slot attention's."""
 Correspondence = Literal["index", "hungarian", "hungarian_per_frame", "shifted"]
 """Which teacher slot a student slot answers to; ``"shifted"``, the next one, is a wrong answer."""
-Added = Literal[
+Distillation = Literal[
     "slot_error",
     "slot_lengths",
     "attention_masks",
@@ -59,6 +60,8 @@ Added = Literal[
     "relations_over_time",
 ]
 """Losses that distil beside the cosine of slots, or in its place."""
+Added = Literal[Distillation, "temporal_similarity"]
+"""Losses a training may have beside the method's own; the last, VideoSAUR's, needs no teacher."""
 Disturbance = Literal["noise", "brightness", "half_size", "shift"]
 """What may happen to frames without a viewer noticing."""
 Axis = Literal["earlier", "later", "symmetric"]

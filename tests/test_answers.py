@@ -11,9 +11,9 @@ from slotmatch import paths
 from slotmatch.experiments import answers
 from slotmatch.experiments.conditions import METHODS, candidates
 from slotmatch.experiments.study import Run
-from slotmatch.settings import Added, choices
+from slotmatch.settings import Distillation, choices
 
-LOSSES = choices(Added)
+LOSSES = choices(Distillation)
 N_VIDEOS = 40
 
 

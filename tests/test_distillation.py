@@ -1,4 +1,4 @@
-"""Losses that distil beside the cosine of slots: by hand, what they ignore, and in a training."""
+"""Losses beside the method's own: by hand, what they ignore, and in a training."""
 
 import math
 from pathlib import Path
@@ -21,12 +21,18 @@ from slotmatch.losses import slot_match
 from slotmatch.model import VideoSlotModel
 from slotmatch.settings import Added, choices
 from slotmatch.training import TrainConfig, train
+from slotmatch.training.student import Student
 
 LOSSES = (slot_error, slot_length_error, slot_relations, slot_relations_over_time)
 
 
 def slots(*vectors: tuple[float, float], frames: int = 1) -> Tensor:
     return torch.tensor(vectors, dtype=torch.float64).expand(1, frames, -1, -1)
+
+
+def still(n_videos: int, n_frames: int, *shape: int, seed: int = 0) -> Tensor:
+    """Features of videos in which nothing moves."""
+    return normal(n_videos, 1, *shape, seed=seed).float().repeat(1, n_frames, 1, 1)
 
 
 def test_each_by_hand() -> None:
@@ -106,7 +112,7 @@ def test_it_teaches_alone(loss: str, tmp_path: Path) -> None:
     """Every added loss falls in a training that has nothing else, and is in the log."""
     teacher = VideoSlotModel(tiny(feature_shape=(16, 12)), seed=1).eval()
     student = VideoSlotModel(tiny(feature_shape=(16, 8)), seed=2)
-    own, theirs = normal(6, 4, 16, 8).float(), normal(6, 4, 16, 12, seed=1).float()
+    own, theirs = still(6, 4, 16, 8), still(6, 4, 16, 12, seed=1)
     config = TrainConfig(
         steps=60,
         batch_size=6,
@@ -124,6 +130,77 @@ def test_it_teaches_alone(loss: str, tmp_path: Path) -> None:
     assert log.loss.iloc[0] == pytest.approx(2 * log[loss].iloc[0], rel=1e-6)
     assert log[loss].iloc[-1] < 0.9 * log[loss].iloc[0]
     assert log[["match", "contrast", "reconstruction"]].isna().all(axis=None)
+
+
+def test_videosaurs_loss_needs_no_teacher_and_stays_out_of_the_model(tmp_path: Path) -> None:
+    """It falls with a part of the patches, beside a reconstruction, in clips that grow."""
+    student = VideoSlotModel(tiny(feature_shape=(16, 8)), seed=2)
+    names = {*student.state_dict()}
+    config = TrainConfig(
+        steps=60,
+        batch_size=4,
+        doublings=(0.5,),
+        warmup_steps=0,
+        learning_rate=1e-2,
+        grad_clip=1.0,
+        contrast_weight=0.0,
+        patch_fraction=0.5,
+        accumulate=2,
+        added={"temporal_similarity": 1.0},
+    )
+    assert not config.distils
+    log = train(student, still(6, 8, 16, 8), config, output=tmp_path, progress=False)
+    similarity = log.temporal_similarity
+    assert similarity.iloc[-1] < 0.9 * similarity.iloc[0]
+    assert log.loss.tolist() == pytest.approx((log.reconstruction + similarity).tolist())
+    assert {*student.state_dict()} == names
+
+
+def test_similarities_are_further_outputs_of_the_decoder() -> None:
+    """As if every slot predicted its own for each patch, mixed by the decoder's masks."""
+    model = VideoSlotModel(tiny(decoder_layers=3), seed=1).double()
+    config = TrainConfig(steps=10, warmup_steps=0, added={"temporal_similarity": 1.0})
+    student = Student(model, config)
+    slots, patches = normal(2, 3, 4, 8), torch.tensor([7, 0, 5])
+    masks, reconstruction, similarity = student.decode(slots, patches=patches)
+    assert_close((masks, reconstruction), model.decode(slots, patches=patches))
+
+    hidden = slots[..., None, :] + model.decoder.positions[patches]
+    for layer in list(model.decoder.layers)[:-1]:
+        hidden = layer(hidden).relu()
+    of_slots = student.heads["temporal_similarity"](hidden)
+    assert of_slots.shape == (2, 3, 4, 3, 9)
+    assert_close(similarity, (masks[..., None] * of_slots).sum(2))
+
+    similarity.square().sum().backward()
+    for weights in (*student.heads.parameters(), *model.decoder.layers[0].parameters()):
+        assert weights.grad is not None
+        assert weights.grad.any()
+    last = model.decoder.layers[-1].weight.grad
+    assert last[-1].any()  # of the masks
+    assert not last[:-1].any()  # of the features
+
+
+def test_a_decoder_without_the_loss_is_the_models_own() -> None:
+    model = VideoSlotModel(tiny(), seed=1).double()
+    student = Student(model, TrainConfig(steps=10, warmup_steps=0))
+    slots = normal(2, 3, 4, 8)
+    masks, reconstruction, similarity = student.decode(slots)
+    assert_close((masks, reconstruction), model.decode(slots), rtol=0, atol=0)
+    assert similarity is None
+    assert not student.heads
+
+
+@pytest.mark.parametrize("loss", ["relations_over_time", "temporal_similarity"])
+def test_one_frame_has_no_next(loss: str) -> None:
+    with pytest.raises(ValueError, match=f"added {loss} compares .* clip_length to 2 or more"):
+        TrainConfig(
+            steps=10,
+            warmup_steps=0,
+            clip_length=1,
+            contrast_weight=0.0,
+            added={loss: 1.0},  # type: ignore[dict-item]
+        )
 
 
 def test_it_needs_a_teacher(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""The three terms against the reference's numbers, hand-worked values and their invariances."""
+"""The terms against the references' numbers, hand-worked values and their invariances."""
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,12 @@ from tiny import normal
 from torch import Tensor
 from torch.testing import assert_close
 
-from slotmatch.losses import feature_reconstruction, slot_contrast, slot_match
+from slotmatch.losses import (
+    feature_reconstruction,
+    slot_contrast,
+    slot_match,
+    temporal_similarity,
+)
 
 Oracles = Mapping[str, np.ndarray]
 
@@ -217,3 +223,111 @@ def test_slot_match_names_what_does_not_fit(
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
         slot_match(torch.ones(student), torch.ones(teacher), correspondence=correspondence)
+
+
+# Temporal similarity
+
+
+def of_frames(*frames: list[list[float]]) -> Tensor:
+    """Features (1,T,P,F)."""
+    return torch.tensor([frames], dtype=torch.float64)
+
+
+def test_temporal_similarity_gives_the_reference_loss_and_target(oracles: Oracles) -> None:
+    features = oracle(oracles, "timesim.keys").requires_grad_()
+    prediction = oracle(oracles, "timesim.pred_logits").requires_grad_()
+    loss = temporal_similarity(prediction, features, temperature=0.15)
+    expect(loss, oracle(oracles, "timesim.loss"))
+    loss.backward()
+    assert features.grad is None
+    # The gradient is prediction minus target, over the number of rows; the last frame has none.
+    target = oracle(oracles, "timesim.target")
+    assert prediction.grad is not None
+    pull = target.shape[:2].numel() * prediction.grad
+    expect((prediction.softmax(-1) - pull)[:, :-1].flatten(1, 2), target)
+    assert not prediction.grad[:, -1].any()
+
+
+def test_temporal_similarity_of_two_patches_by_hand() -> None:
+    """They change places, so that each is like the other's patch of the next frame, and unlike
+    its own: shares of e to 1, since a cosine of 0 counts."""
+    swap = of_frames([[2, 0], [0, 1]], [[0, 1], [3, 0]])
+    share = math.e / (math.e + 1)
+    prediction = torch.zeros(1, 2, 2, 2, dtype=torch.float64)
+    prediction[0, 0, 0] = torch.tensor([0.0, 2.0])
+    first = math.log(1 + math.exp(2)) - share * 2
+    loss = temporal_similarity(prediction, swap, temperature=1.0)
+    assert loss.item() == pytest.approx((first + math.log(2)) / 2)
+    # At a lower temperature the target is sharper, and so is the best prediction.
+    assert temporal_similarity(prediction, swap, temperature=0.1) < loss
+
+
+def test_unlike_patches_have_no_share_unless_all_are_unlike() -> None:
+    features = of_frames([[1, 0], [0, 1]], [[1, 0.1], [-1, -0.1]])
+    sure = torch.tensor([50.0, -50.0], dtype=torch.float64).expand(1, 2, 2, 2)
+    assert temporal_similarity(sure, features).item() == pytest.approx(0, abs=1e-12)
+    away = of_frames([[1, 0], [1, 0]], [[-1, 0], [-1, -5]])
+    even = torch.zeros(1, 2, 2, 2, dtype=torch.float64)
+    assert temporal_similarity(even, away).item() == pytest.approx(math.log(2))
+    assert temporal_similarity(sure, away).item() == pytest.approx(50)
+
+
+def test_patches_of_a_still_video_stay_where_they_are() -> None:
+    still = torch.eye(4, dtype=torch.float64).expand(2, 3, 4, 4)
+    stays, cold = 100 * still, 0.02
+    assert temporal_similarity(stays, still, temperature=cold).item() == pytest.approx(0, abs=1e-9)
+    assert temporal_similarity(stays.roll(1, dims=-1), still, temperature=cold) > 50
+
+
+def test_temporal_similarity_follows_patches_that_are_renumbered() -> None:
+    features, prediction = normal(2, 3, 5, 6), normal(2, 3, 5, 5, seed=1)
+    order = [3, 0, 4, 1, 2]
+    whole = temporal_similarity(prediction, features)
+    renumbered = prediction[:, :, order][..., order]
+    expect(temporal_similarity(renumbered, features[:, :, order]), whole)
+    assert (temporal_similarity(prediction[:, :, order], features) - whole).abs() > 1e-3
+
+
+def test_some_patches_estimate_the_whole() -> None:
+    features, prediction = normal(2, 3, 6, 4), normal(2, 3, 6, 6, seed=1)
+    parts = [
+        temporal_similarity(prediction[:, :, rows], features, patches=rows)
+        for rows in torch.tensor([[5, 0], [2, 4], [3, 1]])
+    ]
+    expect(torch.stack(parts).mean(), temporal_similarity(prediction, features))
+
+
+def test_the_gradient_of_temporal_similarity_is_right() -> None:
+    features = normal(1, 3, 4, 5)
+    prediction = normal(1, 3, 4, 4, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda own: temporal_similarity(own, features), prediction)
+
+
+def test_temporal_similarity_takes_half_precision_features_and_shows_what_is_not_finite() -> None:
+    features, prediction = normal(1, 2, 4, 5).half(), normal(1, 2, 4, 4).float()
+    exact = temporal_similarity(prediction, features.float())
+    assert_close(temporal_similarity(prediction, features), exact)
+    features[0, 1, 2] = torch.nan
+    assert temporal_similarity(prediction, features).isnan()
+
+
+@pytest.mark.parametrize(
+    ("prediction", "features", "options", "complaint"),
+    [
+        ((1, 2, 3, 4), (1, 2, 4, 5), {}, r"\(B,T,4,P\) .* got \(1, 2, 4, 5\) and \(1, 2, 3, 4\)"),
+        ((1, 2, 4, 4), (1, 2, 4, 5), {"patches": torch.tensor([1, 2])}, r"\(B,T,2,P\)"),
+        ((2, 4, 4), (2, 4, 5), {}, r"expected features \(B,T,P,F\)"),
+        ((1, 1, 4, 4), (1, 1, 4, 5), {}, "two frames or more, got one"),
+        ((1, 2, 4, 4), (1, 2, 4, 5), {"temperature": 0.0}, "positive, got 0.0"),
+    ],
+)
+def test_temporal_similarity_names_what_does_not_fit(
+    prediction: tuple[int, ...],
+    features: tuple[int, ...],
+    options: dict[str, Any],
+    complaint: str,
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        temporal_similarity(torch.ones(prediction), torch.ones(features), **options)
+    with pytest.raises(ValueError, match=r"floating-point, got torch\.float32 and torch\.int64"):
+        temporal_similarity(torch.ones(prediction), torch.ones(features).long(), **options)

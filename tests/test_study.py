@@ -34,7 +34,7 @@ from slotmatch.experiments.study import (
     tryouts,
 )
 from slotmatch.reporting.verdicts import MARGIN
-from slotmatch.settings import Added, choices
+from slotmatch.settings import Distillation, choices
 
 METHOD = "slotmatch"
 
@@ -77,19 +77,34 @@ def test_conditions_differ_from_slotmatch_in_what_their_name_says() -> None:
             }
             assert own.teacher == base.teacher
             assert own.n_videos == base.n_videos
-            assert bool(own.student.added) == method.startswith(("with_", "only_"))
+            assert bool(own.student.added) == method.startswith(("with_", "only_", "videosaur"))
             assert (own.models == base.models) != method.startswith("teacher_eyes")
-            if "no_term" in method or method.startswith(("only_", "image_only")):
+            if "no_term" in method or method.startswith(("only_", "image_only", "videosaur")):
                 assert own.student.match_weight == 0
+            if method.startswith("videosaur"):
+                assert own.student.contrast_weight == 0
+                assert not own.student.distils
 
 
 def test_every_added_loss_is_tried_like_slotmatch_itself() -> None:
-    for loss in choices(Added):
+    for loss in choices(Distillation):
         for kind in ("with", "only"):
             tried = candidates()[f"{kind}_{loss}"]
             weights = [condition.training["added"][loss] for condition in tried.values()]
             assert len(weights) == len(candidates()["slotmatch"]) == 3
             np.testing.assert_allclose(np.divide(weights, weights[1]), [0.3, 1, 3])
+
+
+def test_videosaur_is_a_baseline_and_none_of_the_losses_that_are_judged() -> None:
+    assert len(choices(Distillation)) == 8
+    judged = {f"{kind}_{loss}" for kind in ("with", "only") for loss in choices(Distillation)}
+    assert {name for name in METHODS if name.startswith(("with_", "only_"))} == judged
+    alone, beside = (candidates()[f"videosaur{kind}"] for kind in ("", "_reconstruction"))
+    assert list(alone) == list(candidates()["no_term"])  # rates: a weight alone changes nothing
+    assert list(beside) == ["0.03", "0.1", "0.3"]
+    for settings, weight in ((alone, 0), (beside, 1)):
+        for condition in settings.values():
+            assert planned(condition, "minimovi_a").student.reconstruction_weight == weight
 
 
 def test_others_are_compared_with_slotmatch_at_its_best() -> None:
@@ -216,10 +231,11 @@ def test_committed_results_are_what_the_code_would_give() -> None:
 
 def test_the_plan_in_the_book_is_the_code() -> None:
     page = " ".join((paths.REPOSITORY / "book" / "study.md").read_text().split())
-    for loss in choices(Added):
+    for loss in choices(Distillation):
         weights = [f"{own:g}" for own in (ALIKE[loss] * share for share in SHARES)]
         assert f"| {', '.join(weights)} |" in page, loss
         assert f"| `{loss}` |" in page
+    assert f"weights {', '.join(candidates()['videosaur_reconstruction'])}, of which" in page
     for method in METHODS:
         if not method.startswith(("with_", "only_")):
             assert f"`{method}`" in page, method

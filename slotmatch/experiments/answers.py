@@ -21,7 +21,7 @@ from slotmatch.reporting import plots
 from slotmatch.reporting.results import FIDELITY, HEADINGS, read_results
 from slotmatch.reporting.stats import Interval, crossed
 from slotmatch.reporting.verdicts import MARGIN, Verdict, power, verdicts
-from slotmatch.settings import Added, choices
+from slotmatch.settings import Distillation, choices
 
 __all__ = [
     "NAMES",
@@ -51,6 +51,8 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "beta_0.3": "beta 0.3",
         "beta_30": "beta 30",
         "image_only": "single frames, no term",
+        "videosaur": "VideoSAUR's loss alone",
+        "videosaur_reconstruction": "VideoSAUR's loss, reconstruction",
         "no_contrast": "no contrast",
         "half_contrast": "half the contrast",
         "no_reconstruction": "no reconstruction",
@@ -63,8 +65,8 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "inherited_no_term": "everything inherited, no term",
         "teacher_eyes": "teacher's features",
         "teacher_eyes_no_term": "teacher's features, no term",
-        **{f"with_{loss}": f"+ {loss.replace('_', ' ')}" for loss in choices(Added)},
-        **{f"only_{loss}": f"{loss.replace('_', ' ')} alone" for loss in choices(Added)},
+        **{f"with_{loss}": f"+ {loss.replace('_', ' ')}" for loss in choices(Distillation)},
+        **{f"only_{loss}": f"{loss.replace('_', ' ')} alone" for loss in choices(Distillation)},
     }
 )
 """Methods as tables and figures call them."""
@@ -127,7 +129,7 @@ def judged(found: Found, kind: str, metrics: Iterable[str] = HEADINGS) -> dict[s
     """Verdicts on the losses of a kind, ``"with"`` or ``"only"``, that have two seeds or more."""
     losses = {
         loss: {metric: differences(found, f"{kind}_{loss}", metric) for metric in metrics}
-        for loss in choices(Added)
+        for loss in choices(Distillation)
         if min(len(found.get(f"{kind}_{loss}", ())), len(found["slotmatch"])) > 1
     }
     return verdicts(losses) if losses else {}
@@ -138,7 +140,7 @@ def claim(found: Mapping[str, Verdict]) -> str:
 
     An intersection-union claim: it holds if each holds, and with every loss judged.
     """
-    every = choices(Added)
+    every = choices(Distillation)
     said = {loss: own.word for loss, own in found.items()}
     if not said:
         return f"None of the {len(every)} losses was run with two seeds or more: nothing is shown."
@@ -190,7 +192,7 @@ def verdict_table(found: Found, kind: str) -> pd.DataFrame:
     """Each loss with its difference to SlotMatch, corrected p-values and the verdict."""
     words = judged(found, kind)
     rows = {}
-    for loss in choices(Added):
+    for loss in choices(Distillation):
         method = f"{kind}_{loss}"
         row: dict[str, str] = {
             "verdict": words[loss].word if loss in words else "not run yet",
@@ -260,8 +262,8 @@ def plan_power(found: Found, kind: str = "with", **options: Any) -> pd.DataFrame
     the margin where there is no difference.
     """
     rows = {}
-    n_tests = len(choices(Added)) * len(HEADINGS)
-    for loss in choices(Added):
+    n_tests = len(choices(Distillation)) * len(HEADINGS)
+    for loss in choices(Distillation):
         method = f"{kind}_{loss}"
         if min(len(found.get(method, ())), len(found["slotmatch"])) < PILOT:
             continue

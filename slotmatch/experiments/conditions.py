@@ -16,7 +16,7 @@ from typing import Any
 from slotmatch.experiments.select import Experiment, select
 from slotmatch.experiments.students import RATES
 from slotmatch.model import INHERITABLE, ModelConfig
-from slotmatch.settings import Added, Size, choices
+from slotmatch.settings import Distillation, Size, choices
 from slotmatch.training import TrainConfig
 
 __all__ = ["BETA", "METHODS", "N_TEST", "STEPS", "Condition", "candidates", "planned"]
@@ -37,12 +37,13 @@ ALIKE = MappingProxyType(
         "reconstructions": 1.0,
         "relations": 1.0,
         "relations_over_time": 1.0,
+        "temporal_similarity": 0.1,
     }
 )
 """Weights at which an added loss, or its gradient, starts about as large as the SlotMatch term's.
 
 At a beta of 3, so that the weights tried correspond to the betas tried. But for lengths, which
-start right: there it is so at the end.
+start right: there it is so at the end. The last is VideoSAUR's own, beside a reconstruction.
 """
 SHARES = (0.3, 1.0, 3.0)
 """Of these weights, which are tried."""
@@ -75,6 +76,9 @@ def candidates() -> dict[str, dict[str, Condition]]:
     everything = tuple(INHERITABLE)
     frames = {"batch_size": base.student.batch_size * base.student.clip_length, "clip_length": 1}
     images = {**steady, **frames, "doublings": (), "contrast_weight": 0.0}
+    # As released for MOVi. Rates are tried: Adam hardly sees the weight of a loss that is alone.
+    movi = {"reconstruction_weight": 0.0, "added": {"temporal_similarity": 1.0}}
+    uncontrasted = {"contrast_weight": 0.0}
 
     def rates(training: Mapping[str, Any]) -> dict[str, Condition]:
         return {f"{own:g}": Condition({**training, "learning_rate": own}) for own in RATES}
@@ -94,10 +98,12 @@ def candidates() -> dict[str, dict[str, Condition]]:
         "no_term": rates(alone),
         "teacher_recipe": rates({**alone, **recipe}),
         **{f"beta_{name}": {"": own} for name, own in betas(0.3, 30.0).items()},
-        **{f"with_{loss}": weights(loss, {}) for loss in choices(Added)},
-        **{f"only_{loss}": weights(loss, steady) for loss in choices(Added)},
+        **{f"with_{loss}": weights(loss, {}) for loss in choices(Distillation)},
+        **{f"only_{loss}": weights(loss, steady) for loss in choices(Distillation)},
         "image_only": one(images),
-        "no_contrast": one({"contrast_weight": 0.0}),
+        "videosaur": rates({**alone, **uncontrasted, **movi}),
+        "videosaur_reconstruction": weights("temporal_similarity", {**steady, **uncontrasted}),
+        "no_contrast": one(uncontrasted),
         "half_contrast": one({"contrast_weight": base.student.contrast_weight / 2}),
         "no_reconstruction": one({"reconstruction_weight": 0.0}),
         "hungarian": one({"correspondence": "hungarian"}),

@@ -32,7 +32,7 @@ from slotmatch.metrics import label_maps, mask_entropy
 from slotmatch.model import VideoSlotModel, load
 from slotmatch.model.modules import MLPDecoder
 from slotmatch.reporting import results, stats
-from slotmatch.settings import Added, choices
+from slotmatch.settings import Distillation, choices
 from slotmatch.training import TrainConfig
 from slotmatch.training.loading import Batch
 from slotmatch.training.step import slotmatch_step
@@ -51,7 +51,7 @@ __all__ = [
 
 OWN = ("reconstruction", "contrast", "match")
 """Losses that a student has already."""
-COMPARED = tuple(name for name in choices(Added) if name not in PROJECTED)
+COMPARED = tuple(name for name in choices(Distillation) if name not in PROJECTED)
 """Added losses whose gradient is compared with theirs: those without weights of their own."""
 ON_THE_WAY = 8
 """Points between two slots at which a decoder's slope is taken."""

@@ -1,6 +1,7 @@
 """The added losses of a step by name: what each takes of student and teacher.
 
-None is part of SlotMatch, which claims to need none. All are in `slotmatch.distillation`.
+None is part of SlotMatch, which claims to need none. Those that distil are in
+`slotmatch.distillation`; the last is VideoSAUR's, which learns without a teacher.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from slotmatch.distillation import (
     slot_relations,
     slot_relations_over_time,
 )
-from slotmatch.losses import feature_reconstruction
+from slotmatch.losses import feature_reconstruction, temporal_similarity
 from slotmatch.settings import Added
 from slotmatch.training.student import Student, View
 
@@ -36,6 +37,9 @@ ADDED: Mapping[Added, Callable[[Student, View, View], Tensor]] = MappingProxyTyp
         "relations": lambda _, own, theirs: slot_relations(own.slots, theirs.slots),
         "relations_over_time": lambda _, own, theirs: slot_relations_over_time(
             own.slots, theirs.slots
+        ),
+        "temporal_similarity": lambda _, own, theirs: temporal_similarity(
+            own.similarity, own.features, patches=own.patches
         ),
     }
 )

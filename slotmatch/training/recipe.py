@@ -12,9 +12,11 @@ from slotmatch.settings import (
     SHARE,
     Added,
     Correspondence,
+    Distillation,
     Precision,
     check,
     check_choice,
+    choices,
 )
 
 __all__ = ["TERMS", "TrainConfig", "learning_rate_factor", "term_weights"]
@@ -50,7 +52,7 @@ class TrainConfig:
     correspondence: Correspondence = "index"  # which teacher slot a student slot answers to
     attention_weight: float = 0.0  # ours: slot attention's masks have to explain the features too
     attention_until: float = 0.0  # share of the steps over which that weight fades; 0: it stays
-    # Weights of further losses that distil, which the paper's method has none of: training.added.
+    # Weights of further losses, which the paper's method has none of: training.added.
     added: Mapping[Added, float] = field(default_factory=dict)
     patch_fraction: float = 1.0  # share of the patches decoded in a step, drawn anew in each
     flip_probability: float = 0.0  # of mirroring a clip; only with videos
@@ -80,6 +82,14 @@ class TrainConfig:
             check_choice("an added loss", name, Added)
             if not POSITIVE.holds(weight):
                 raise ValueError(f"added {name} must be {POSITIVE.what}, got {weight!r}")
+        over_time = [
+            name for name in ("relations_over_time", "temporal_similarity") if name in self.added
+        ]
+        if over_time and self.clip_length < 2:
+            raise ValueError(
+                f"added {over_time[0]} compares neighbouring frames: set clip_length to 2 or more, "
+                f"not {self.clip_length}"
+            )
         if list(self.doublings) != sorted({share for share in self.doublings if 0 < share < 1}):
             raise ValueError(
                 f"doublings must be shares of the steps between 0 and 1, in order: {self.doublings}"
@@ -110,7 +120,7 @@ class TrainConfig:
     @property
     def distils(self) -> bool:
         """Whether a term of the loss looks at a teacher."""
-        return bool(self.match_weight or self.added)
+        return bool(self.match_weight or self.added.keys() & {*choices(Distillation)})
 
     @property
     def fewest(self) -> int:

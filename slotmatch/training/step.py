@@ -57,23 +57,23 @@ def slotmatch_step(
     """
     model, weights = student.model, term_weights(config, batch.step)
     compares = bool(DECODED & config.added.keys())  # what both decode
+    decodes = compares or weights["reconstruction"] or weights.get("temporal_similarity")
 
     with torch.no_grad(), autocast(batch.clips, config.mixed_precision):
-        features = encode(model, batch.clips)
         theirs: Any = None
         if teacher is not None:
-            theirs = see(teacher, encode(teacher, batch.teacher_clips), batch, decode=compares)
+            theirs = see(teacher, batch.teacher_clips, batch, teacher.decode if compares else None)
 
     with autocast(batch.clips, config.mixed_precision):
-        own = see(model, features, batch, decode=compares or bool(weights["reconstruction"]))
-    target = features if batch.patches is None else features[:, :, batch.patches]
+        own = see(model, batch.clips, batch, student.decode if decodes else None)
+    target = own.features if batch.patches is None else own.features[:, :, batch.patches]
 
     terms: dict[str, Callable[[], Tensor]] = {
         "reconstruction": lambda: feature_reconstruction(own.reconstruction, target),
         "contrast": lambda: slot_contrast(own.slots, temperature=config.temperature),
         "match": lambda: slot_match(own.slots, theirs.slots, correspondence=config.correspondence),
         "attention": lambda: feature_reconstruction(
-            full_precision(own.attention).mT @ student.project("attention", own.slots), features
+            full_precision(own.attention).mT @ student.project("attention", own.slots), own.features
         ),
     }
     terms |= {name: partial(ADDED[name], student, own, theirs) for name in config.added}
@@ -99,16 +99,23 @@ def encode(model: VideoSlotModel, clips: Tensor) -> Tensor:
     return model.backbone.encode(clips)
 
 
-def see(model: VideoSlotModel, features: Tensor, batch: Batch, *, decode: bool) -> View:
-    """What a model makes of features (B,T,P,F), from the batch's initial slots."""
+def see(
+    model: VideoSlotModel,
+    clips: Tensor,
+    batch: Batch,
+    decode: Callable[..., tuple[Any, ...]] | None = None,
+) -> View:
+    """What a model makes of clips, from the batch's initial slots. Their features are frozen."""
+    with torch.no_grad():
+        features = encode(model, clips)
     slots, attention, _ = model.track(features, batch.initial_state(model))
-    decoded = model.decode(slots, patches=batch.patches) if decode else (None, None)
-    return View(features, slots, attention, *decoded)
+    decoded = () if decode is None else decode(slots, patches=batch.patches)
+    return View(features, batch.patches, slots, attention, *decoded)
 
 
 def find_slots(model: VideoSlotModel, clips: Tensor, batch: Batch) -> Tensor:
     """The slots (B,T,K,D) of a model, without decoding any."""
-    return full_precision(see(model, encode(model, clips), batch, decode=False).slots)
+    return full_precision(see(model, clips, batch).slots)
 
 
 def detached(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
