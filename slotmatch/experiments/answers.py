@@ -161,7 +161,7 @@ def claim(found: Mapping[str, Verdict]) -> str:
 
 def effort(found: Found, kind: str = "with") -> str:
     """How many seeds the verdicts on a kind of losses rest on, in sentences."""
-    methods = ("slotmatch", *(f"{kind}_{loss}" for loss in choices(Added)))
+    methods = ("slotmatch", *(f"{kind}_{loss}" for loss in choices(Distillation)))
     counts = [len(found.get(method, ())) for method in methods]
     fewest, most = min(counts), max(counts)
     told = f"{fewest}" if fewest == most else f"{fewest} to {most}"

@@ -43,5 +43,5 @@ ADDED: Mapping[Added, Callable[[Student, View, View], Tensor]] = MappingProxyTyp
         ),
     }
 )
-DECODED = frozenset({"decoder_masks", "reconstructions"})
-"""Those that look at what both decode."""
+DECODED = frozenset({"decoder_masks", "reconstructions", "temporal_similarity"})
+"""Those that look at what is decoded."""

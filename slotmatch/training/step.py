@@ -56,8 +56,8 @@ def slotmatch_step(
     term is ours. A term of weight 0 is left out.
     """
     model, weights = student.model, term_weights(config, batch.step)
-    compares = bool(DECODED & config.added.keys())  # what both decode
-    decodes = compares or weights["reconstruction"] or weights.get("temporal_similarity")
+    compares = bool(DECODED & config.added.keys())
+    decodes = compares or weights["reconstruction"]
 
     with torch.no_grad(), autocast(batch.clips, config.mixed_precision):
         theirs: Any = None
