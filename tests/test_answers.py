@@ -11,6 +11,8 @@ from slotmatch import paths
 from slotmatch.experiments import answers
 from slotmatch.experiments.conditions import METHODS, candidates
 from slotmatch.experiments.study import Run
+from slotmatch.reporting.stats import Interval
+from slotmatch.reporting.verdicts import Verdict
 from slotmatch.settings import Distillation, choices
 
 LOSSES = choices(Distillation)
@@ -123,6 +125,19 @@ def test_the_claim_needs_every_loss(study_of: Callable[..., None]) -> None:
     said = answers.claim(found)
     assert said.startswith("The claim that all 8 losses are redundant is not shown.")
     assert said.endswith("not run yet: features.")
+
+
+def test_what_only_the_correction_undoes_is_told() -> None:
+    def verdict(word: str, low: float) -> Verdict:
+        intervals = {"video_fg_ari": Interval(0.0, -1.0, 1.0), "video_mbo": Interval(2.0, low, 4.0)}
+        return Verdict(word, intervals, intervals, {})  # type: ignore[arg-type]
+
+    found = {"slot_error": verdict("undecided", 0.5), "features": verdict("redundant", -0.5)}
+    said = answers.leanings(found)
+    assert "correction for 4 comparisons" in said
+    assert said.endswith("exclude zero: slot error (mBO +2.0 [+0.5, +4.0]).")
+    found["slot_error"] = verdict("helps", 0.5)
+    assert answers.leanings(found).startswith("No undecided or redundant loss")
 
 
 def test_table_verdict_and_sentence_follow_a_file(study_of: Callable[..., None]) -> None:

@@ -200,7 +200,8 @@ def shipped() -> list[str]:
 def claim() -> list[str]:
     """What the study has shown so far."""
     found = answers.read_study()
-    return [answers.claim(answers.judged(found, "with")), answers.effort(found)]
+    added = answers.judged(found, "with")
+    return [answers.claim(added), answers.leanings(added), answers.effort(found)]
 
 
 def prose(name: str) -> str:

@@ -33,6 +33,7 @@ __all__ = [
     "effort",
     "forest",
     "judged",
+    "leanings",
     "not_run",
     "plan_power",
     "read_study",
@@ -167,6 +168,22 @@ def effort(found: Found, kind: str = "with") -> str:
     told = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     start = f"These are {told} seeds of each; the plan asks for {SEEDS} or more."
     return start if fewest >= SEEDS else f"{start} A verdict on fewer may still change."
+
+
+def leanings(found: Mapping[str, Verdict]) -> str:
+    """Differences that exclude zero by themselves and not after correction, in a sentence."""
+    told = [
+        f"{loss.replace('_', ' ')} ({HEADINGS[metric]} {own.intervals[metric]:+.1f})"
+        for loss, own in found.items()
+        if own.word not in ("helps", "hurts", "mixed")
+        for metric in HEADINGS
+        if not own.intervals[metric].low <= 0 <= own.intervals[metric].high
+    ]
+    if not told:
+        return "No undecided or redundant loss has a 95 % interval that excludes zero."
+    n_tests = len(found) * len(HEADINGS)
+    start = f"By themselves, without the correction for {n_tests} comparisons, these 95 % intervals"
+    return f"{start} exclude zero: {', '.join(told)}."
 
 
 def forest(found: Found, kind: str) -> Figure:
