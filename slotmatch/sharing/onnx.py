@@ -48,6 +48,8 @@ INPUTS = ("frame", "state", "first")
 OUTPUTS = ("masks", "attention", "slots", "next_state")
 NETWORK = "model.backbone.network."
 """How the names of the backbone network's weights begin in a file."""
+N_FLOAT = 6
+"""The network's first convolutions, which are float always."""
 BOUNDS = ("Clip", "Relu")
 """Activations that a range of int8 can take in: they need no operation of their own."""
 
@@ -70,7 +72,7 @@ def export_onnx(
     ``slot_dim`` and ``config``, the model's config as JSON.
 
     With ``calibration``, frames (N,3,S,S) as the file takes them (``calibration_frames``), the
-    convolutions of the backbone's network after the first compute in int8: weights with a scale
+    convolutions of the backbone's network after the first six compute in int8: weights with a scale
     for each output channel, activations with the range that they have on these frames. All else
     stays float, and the metadata add ``precision``, ``int8``. What that changes in the models that
     come with the package is measured by ``python -m slotmatch.experiments.precision``.
@@ -78,7 +80,7 @@ def export_onnx(
     Raises:
         ValueError: a model without backbone, or one that draws its initial slots; calibration
             frames of another shape, type or range, or for a backbone without convolutions after
-            its first, such as a ViT.
+            its first six, such as a ViT.
         RuntimeError: the packages that write ONNX are not installed.
     """
     config = model.config
@@ -159,9 +161,10 @@ def _check_calibration(frames: NDArray[np.float32], side: int) -> None:
 def _save_int8(model: "ModelProto", path: Path, frames: NDArray[np.float32]) -> None:
     """Write a file of ``export_onnx`` with its backbone's convolutions in int8.
 
-    The first convolution stays float: it sees pixels, and an error there reaches all else. CPUs
-    without VNNI add products of 8 bits in pairs to 16 bits, which overflow: weights have 7 bits
-    therefore, but for convolutions of one channel each, which are added up in 32 bits.
+    The first ``N_FLOAT`` stay float, which for an EfficientNet are stem and two blocks: an error
+    there reaches all else, and they have next to no weights. CPUs without VNNI add products of 8
+    bits in pairs to 16 bits, which overflow: weights have 7 bits therefore, but for convolutions
+    of one channel each, which are added up in 32 bits.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
@@ -170,11 +173,11 @@ def _save_int8(model: "ModelProto", path: Path, frames: NDArray[np.float32]) -> 
         node
         for node in model.graph.node
         if node.op_type == "Conv" and node.input[1].startswith(NETWORK)
-    ][1:]
+    ][N_FLOAT:]
     if not convolutions:
         raise ValueError(
-            "this backbone has no convolutions after its first, which alone can be int8: export "
-            "it without calibration"
+            f"this backbone has no convolutions after its first {N_FLOAT}, which stay float: "
+            "export it without calibration"
         )
     outputs = {node.output[0] for node in convolutions}
     bounds = [
