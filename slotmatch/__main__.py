@@ -185,16 +185,22 @@ def train(arguments: argparse.Namespace) -> None:
 def export(arguments: argparse.Namespace) -> None:
     """Write a model as an ONNX file that takes a video frame by frame."""
     from slotmatch.model import load
-    from slotmatch.sharing.onnx import INPUTS, OUTPUTS, export_onnx
+    from slotmatch.sharing.onnx import INPUTS, OUTPUTS, calibration_frames, export_onnx
 
     paths.check_output(arguments.file)
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # warns of its own optimisations
     model = load(arguments.model)
-    path = export_onnx(model, arguments.file)
-    config = model.config
+    frames, config = None, model.config
+    if arguments.int8 and model.backbone is not None:  # an export refuses one without
+        from slotmatch.experiments.precision import calibration_clips
+
+        frames = calibration_frames(calibration_clips(arguments.int8), model.backbone.image_size)
+    path = export_onnx(model, arguments.file, calibration=frames)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     print(f"  frames of {config.image_size} x {config.image_size} pixels, {config.n_slots} slots")
     print(f"  from {', '.join(INPUTS)} to {', '.join(OUTPUTS)}")
+    if frames is not None:
+        print(f"  the backbone in int8, calibrated on {len(frames)} training frames")
 
 
 def share(arguments: argparse.Namespace) -> None:
@@ -343,6 +349,13 @@ def _add_export(commands: "Commands") -> None:
     command = _add(commands, "export", export, "an ONNX file")
     command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     command.add_argument("file", metavar="FILE", help="gets written, such as student.onnx")
+    command.add_argument(
+        "--int8",
+        nargs="+",
+        choices=NAMES,
+        metavar="DATASET",
+        help="the backbone's convolutions in int8, calibrated on training videos of these",
+    )
 
 
 def _add_share(commands: "Commands") -> None:

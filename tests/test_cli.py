@@ -210,6 +210,23 @@ def test_export_writes_a_file_and_says_what_it_takes(checkpoint, tmp_path, capsy
     shown = capsys.readouterr().out
     assert f"{path}: {path.stat().st_size / 1e6:.1f} MB" in shown
     assert "frames of 32 x 32 pixels, 4 slots" in shown
+    assert "int8" not in shown
+
+
+@pytest.mark.slow
+def test_export_calibrates_int8_on_training_videos(checkpoint, tmp_path, monkeypatch, capsys):
+    video = np.random.default_rng(0).integers(0, 256, (4, 40, 40, 3), np.uint8)
+    clip = data.Clip(video, np.zeros((4, 40, 40), np.int32), "one")
+    splits = []
+    monkeypatch.setattr(
+        data, "open", lambda name, split, n_videos: splits.append((name, split)) or [clip]
+    )
+    path = tmp_path / "tiny.onnx"
+    arguments = ["export", str(checkpoint), str(path), "--int8", "minimovi_a", "minimovi_d"]
+    assert main(arguments) == 0
+    assert splits == [("minimovi_a", "train"), ("minimovi_d", "train")]
+    assert OnnxModel(path).precision == "int8"
+    assert "in int8, calibrated on 4 training frames" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

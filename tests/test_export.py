@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -14,9 +15,10 @@ from tiny import tiny as tiny_config
 from torch import Tensor
 
 from slotmatch import data, extras, paths
+from slotmatch.data import Clip
 from slotmatch.model import VideoSlotModel, load
 from slotmatch.sharing import onnx as export
-from slotmatch.sharing.onnx import OnnxModel, export_onnx
+from slotmatch.sharing.onnx import OnnxModel, calibration_frames, export_onnx, frames_of
 
 TINY = tiny_config("timm:test_vit", 64, n_heads=4, n_slots=3, decoder_hidden=16)
 
@@ -154,6 +156,94 @@ def test_a_failure_leaves_no_half_a_file(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: written)
     with pytest.raises(OSError, match="disk full"):
         export_onnx(VideoSlotModel(TINY, pretrained=False), tmp_path / "m.onnx")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def convolutions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A model with a small EfficientNet, in single precision and with int8."""
+    config = tiny_config("timm:test_efficientnet", 64, n_slots=3, decoder_hidden=16)
+    model = VideoSlotModel(config, pretrained=False, seed=1)
+    folder = tmp_path_factory.mktemp("int8")
+    single = export_onnx(model, folder / "single.onnx")
+    quantised = export_onnx(model, folder / "int8.onnx", calibration=video(64, 4).numpy())
+    assert set(folder.iterdir()) == {single, quantised}
+    return single, quantised
+
+
+def test_the_backbones_convolutions_alone_are_int8(convolutions: tuple[Path, Path]) -> None:
+    single, quantised = (onnx.load(path).graph for path in convolutions)
+    names = [
+        node.input[1]
+        for node in single.node
+        if node.op_type == "Conv" and node.input[1].startswith("model.backbone.network.")
+    ]
+    assert "conv_stem" in names[0]
+    kept_float, names = names[:6], names[6:]
+    assert names
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in single.initializer}
+    own = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in quantised.initializer}
+    int8 = {name.removesuffix("_quantized") for name in own if own[name].dtype == np.int8}
+    assert {name for name in int8 if not name.endswith("_zero_point")} == set(names)
+    for name in names:
+        weight, scale, found = stored[name], own[f"{name}_scale"], own[f"{name}_quantized"]
+        assert scale.shape == weight.shape[:1]  # one for each output channel
+        restored = found * scale[:, None, None, None]
+        assert (np.abs(restored - weight) <= 0.51 * scale[:, None, None, None]).all()
+        assert np.abs(found.astype(int)).max() == (127 if weight.shape[1] == 1 else 64)
+    kept = stored.keys() - set(names)
+    assert kept >= set(kept_float)
+    biases = {name for name in kept if f"{name}_quantized" in own}
+    assert all(own[f"{name}_quantized"].dtype == np.int32 for name in biases)
+    assert all(np.array_equal(own[name], stored[name]) for name in kept - biases)
+
+
+def test_int8_masks_are_near_and_the_file_says_what_it_is(
+    convolutions: tuple[Path, Path],
+) -> None:
+    single, quantised = map(OnnxModel, convolutions)
+    frames = video(64, 5).numpy()
+    masks = quantised(frames)
+    np.testing.assert_allclose(masks.sum(1), 1, rtol=1e-5)
+    np.testing.assert_allclose(masks, single(frames), rtol=0, atol=0.02)
+    assert not np.array_equal(masks, single(frames))
+    assert (single.precision, quantised.precision) == ("no", "int8")
+    assert (quantised.config, quantised.image_size) == (single.config, 64)
+
+
+def test_frames_are_squares_of_a_videos_quarters() -> None:
+    values = np.arange(0, 240, 30, np.uint8)
+    video = np.broadcast_to(values[:, None, None, None], (8, 20, 30, 3))
+    clip = Clip(video, np.zeros(video.shape[:3], np.int32), "a")
+    assert frames_of(video, 16).shape == (8, 3, 16, 16)
+    found = calibration_frames([clip, clip], 16)
+    assert (found.shape, found.dtype) == ((4, 3, 16, 16), np.float32)
+    np.testing.assert_allclose(found[:, 0, 0, 0], np.array([60, 180, 60, 180]) / 255, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        np.zeros((2, 3, 64, 64)),
+        np.zeros((2, 64, 64, 3), np.float32),
+        np.zeros((3, 64, 64), np.float32),
+        np.zeros((0, 3, 64, 64), np.float32),
+        np.full((1, 3, 64, 64), 255, np.float32),
+        np.full((1, 3, 64, 64), np.nan, np.float32),
+    ],
+)
+def test_other_calibration_frames_are_refused(frames: np.ndarray, tmp_path: Path) -> None:
+    model = VideoSlotModel(TINY, pretrained=False)
+    shape = str(frames.shape).replace("(", r"\(").replace(")", r"\)")
+    with pytest.raises(ValueError, match=rf"float32 \(N,3,64,64\).*got {frames.dtype} {shape}"):
+        export_onnx(model, tmp_path / "m.onnx", calibration=frames)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_vit_has_no_convolutions_for_int8(tmp_path: Path) -> None:
+    model = VideoSlotModel(TINY, pretrained=False)
+    with pytest.raises(ValueError, match=r"no convolutions after its first 6.*without calibration"):
+        export_onnx(model, tmp_path / "m.onnx", calibration=video(64, 1).numpy())
     assert not any(tmp_path.iterdir())
 
 

@@ -259,7 +259,7 @@ def test_features_in_single_precision_do_not_pass_for_half(
 @pytest.fixture
 def committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(measured.paths, "RESULTS", tmp_path)
-    return tmp_path / "precision"
+    return tmp_path
 
 
 def test_a_data_set_is_measured_in_both(
@@ -267,9 +267,11 @@ def test_a_data_set_is_measured_in_both(
 ) -> None:
     monkeypatch.setattr(measured, "load", lambda name: model)
     monkeypatch.setattr(data, "open", lambda name, split, n_videos: clips[:n_videos])
-    measured.main(["minimovi_c", "--videos", "2"])
-    assert [path.name for path in committed.iterdir()] == ["minimovi_c.json"]
-    content = measured.read_precision()["minimovi_c"]
+    measured.main(["minimovi_c", "--videos", "2", "--precision", "bf16"])
+    written = [path for path in committed.rglob("*") if path.is_file()]
+    assert written == [committed / "precision" / "minimovi_c.json"]
+    found = measured.read_precision()
+    content = found["bf16"]["minimovi_c"]
     entries = content["models"]
     assert {name: entry["precision"] for name, entry in entries.items()} == {
         "teacher": "no",
@@ -288,13 +290,42 @@ def test_a_data_set_is_measured_in_both(
     assert entries["student, bf16"]["metrics"]["same_slot"] == pytest.approx(
         agreement["same_slot"], abs=1e-4
     )
-    table = measured.precision_table(measured.read_precision())
-    row = table.loc[("minimovi_c", "student")]
+    table = measured.precision_table(found)
+    row = table.loc[("minimovi_c", "student", "bf16")]
     assert row["videos"] == "2"
-    assert row["mBO, bf16 - single"] == results.difference(
+    assert row["mBO, minus single"] == results.difference(
         content, "student, bf16", "student", "video_mbo"
     )
-    assert set(table.drop(index="minimovi_c").to_numpy().ravel()) == {"not measured"}
+    others = table.drop(index=[("minimovi_c", role, "bf16") for role in ("teacher", "student")])
+    assert set(others.to_numpy().ravel()) == {"not measured"}
+
+
+@pytest.mark.slow
+def test_int8_is_measured_of_files_with_frames_of_training_videos(
+    clips: list[Clip], committed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny("timm:test_efficientnet", 64, decoder_hidden=16, position_init="sincos")
+    model = VideoSlotModel(config, pretrained=False, seed=1)
+    opened: list[tuple[str, str]] = []
+
+    def open_clips(name: str, split: str, n_videos: int) -> list[Clip]:
+        opened.append((name, split))
+        return clips[:n_videos]
+
+    monkeypatch.setattr(measured, "load", lambda name: model)
+    monkeypatch.setattr(measured, "choices", lambda _: ("student",))
+    monkeypatch.setattr(data, "open", open_clips)
+    measured.main(["minimovi_c", "--videos", "2", "--precision", "int8"])
+    assert opened == [("minimovi_c", "test"), *((name, "train") for name in data.EMBEDDED)]
+    content = measured.read_precision()["int8"]["minimovi_c"]
+    single, int8 = content["models"]["student"], content["models"]["student, int8"]
+    assert (single["precision"], int8["precision"]) == ("no", "int8")
+    assert int8["bytes"] != single["bytes"]
+    assert len(int8["ms_per_frame_turns"]) == len(single["ms_per_frame_turns"]) > 1
+    expected = evaluation.score_followed(evaluation.follow(model, clips), clips)
+    assert single["metrics"]["video_mbo"] == pytest.approx(expected["video_mbo"], abs=1e-3)
+    assert min(int8["metrics"]["same_slot"]) > 0
+    assert min(int8["metrics"]["slot_cosine"]) > 0.9
 
 
 def test_the_table_by_hand() -> None:
@@ -306,17 +337,31 @@ def test_the_table_by_hand() -> None:
     for role, own in scores.items():
         better = [value + 0.125 for value in own]
         metrics = {"video_fg_ari": better, "video_mbo": own, **agreement}
-        entries[f"{role}, bf16"] = {"metrics": metrics}
+        entries[f"{role}, int8"] = {"metrics": metrics}
     content = {"models": entries, "data": {"ids": ["one", "two"]}, "wall_seconds": 60}
-    table = measured.precision_table({"minimovi_a": content})
+    table = measured.precision_table({"int8": {"minimovi_a": content}})
+    assert [*table.index[:4]] == [
+        ("minimovi_a", role, precision)
+        for precision in ("bf16", "int8")
+        for role in ("teacher", "student")
+    ]
     for role in ("teacher", "student"):
-        assert list(table.loc[("minimovi_a", role)]) == [
+        assert set(table.loc[("minimovi_a", role, "bf16")]) == {"not measured"}
+        assert list(table.loc[("minimovi_a", role, "int8")]) == [
             "2",
             "75.0 [75.0, 75.0]",
             "50.0 [50.0, 50.0]",
             "+12.5 [+12.5, +12.5]",
             "+0.0 [+0.0, +0.0]",
         ]
+
+
+def test_calibration_takes_equally_many_videos_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "open", lambda name, split, n_videos: [(name, split)] * n_videos)
+    found = measured.calibration_clips(["minimovi_a", "minimovi_c", "movi_e"])
+    assert found == [
+        (name, "train") for name in ("minimovi_a", "minimovi_c", "movi_e") for _ in range(16)
+    ]
 
 
 def test_only_embedded_data_is_measured(capsys: pytest.CaptureFixture[str]) -> None:

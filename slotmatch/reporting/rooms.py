@@ -18,7 +18,8 @@ __all__ = ["FLOORS", "PICTURE", "draw", "module_imports", "room_imports"]
 PICTURE = paths.REPOSITORY / "book" / "figures" / "rooms.svg"
 FLOORS = (
     ("__main__",),
-    ("experiments", "sharing", "browser"),
+    ("experiments",),
+    ("sharing", "browser"),
     ("training", "reporting"),
     ("evaluation", "segmentation", "profiling", "distillation"),
     ("model",),
