@@ -97,7 +97,7 @@ def draw(imports: Mapping[str, set[str]]) -> Figure:
         )
         ax.add_patch(box)
         ax.text(x, y, room, ha="center", va="center", fontsize=11, color="#102030", zorder=4)
-    ax.set_xlim(0, 1)
+    ax.set_xlim(-0.03, 1.03)
     ax.set_ylim(0.5, len(FLOORS) + 0.5)
     return figure
 
