@@ -20,6 +20,7 @@ from slotmatch.reporting.report import Parameters
 from slotmatch.reporting.results import FIDELITY
 
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+ADDRESS = yaml.safe_load((REPOSITORY / "_config.yml").read_text())["repository"]["url"]
 
 
 READING = ("04_tables", "06_redundancy")
@@ -51,21 +52,19 @@ def installing(name: str) -> str:
 
 def test_every_notebook_can_be_hosted_by_itself() -> None:
     (cell,) = {installing(name) for name in NAMES}
-    address = yaml.safe_load((REPOSITORY / "_config.yml").read_text())["repository"]["url"]
-    assert f"git clone --quiet --depth 1 {address}\n" in cell
+    assert f"git clone --quiet --depth 1 {ADDRESS}\n" in cell
 
 
 @pytest.mark.slow
 def test_a_hosted_notebook_installs_the_package(tmp_path: Path) -> None:
     """In an environment that has all but the package, with a copy of it in GitHub's place."""
-    address = yaml.safe_load((REPOSITORY / "_config.yml").read_text())["repository"]["url"]
     venv.create(tmp_path / "env")
     (site,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
     (site / "others.pth").write_text(sysconfig.get_path("purelib"))
     copy = {
         "GIT_CONFIG_COUNT": "1",
         "GIT_CONFIG_KEY_0": f"url.{REPOSITORY.as_uri()}.insteadOf",
-        "GIT_CONFIG_VALUE_0": address,
+        "GIT_CONFIG_VALUE_0": ADDRESS,
     }
     offline = {"PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_NO_INDEX": "1"}
     own = {name: text for name, text in os.environ.items() if "PYTHON" not in name}

@@ -82,7 +82,7 @@ def train_students(
     """
     files = {name: folder / f"{name}.safetensors" for name in experiment.students}
     for model in (VideoSlotModel(experiment.models.student), teacher):
-        training_clips(experiment, model)  # features are computed once, and not by each process
+        read_features(experiment, "train", model)  # computed once, and not by each process
     n_jobs = 1 if torch.cuda.is_available() else len(files)
     with parallel_config(backend="loky", inner_max_num_threads=1):
         trained = Parallel(n_jobs)(
