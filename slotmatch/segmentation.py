@@ -63,7 +63,7 @@ def segment(
             pictures, or any iterable of frames, each an array, a tensor or a picture's path.
         model: a model with a backbone, or what `slotmatch.model.load` takes.
         chunk: frames at a time; changes speed and memory only.
-        masks: ``"decoder"``, as the paper has it, or slot attention's, which need no decoder.
+        masks: ``"decoder"``, as SlotContrast scores, or slot attention's, which need no decoder.
         precision: ``"bf16"`` or, on a GPU, ``"fp16"`` for products in half precision; ``"no"`` for
             single (`slotmatch.precision`). Most pixels keep their slot, not all.
         device: where to compute; the model is moved there. None: where it is.

@@ -46,7 +46,7 @@ Size = Literal["smoke", "mini", "paper"]
 """Of an experiment: seconds, where numbers mean nothing; two CPU cores; a GPU."""
 Split = Literal["train", "validation", "test"]
 Masks = Literal["decoder", "attention"]
-"""Whose masks segment a video: the decoder's, as the paper has it, or slot attention's."""
+"""Whose masks segment a video: the decoder's, as SlotContrast scores, or slot attention's."""
 Correspondence = Literal["index", "hungarian", "hungarian_per_frame", "shifted"]
 """Which teacher slot a student slot answers to; ``"shifted"``, the next one, is a wrong answer."""
 Distillation = Literal[

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.collections import LineCollection
 
 from slotmatch import paths
 from slotmatch.experiments import answers
@@ -100,8 +101,7 @@ def test_a_gap_in_the_seeds_ends_them(study_of: Callable[..., None]) -> None:
     found = answers.read_study()
     assert len(found["with_features"]) == 2
     told = answers.effort({f"with_{loss}": found["slotmatch"] for loss in LOSSES} | found)
-    assert told.startswith("These are 2 to 5 seeds of each; the plan asks for 5")
-    assert told.endswith("A verdict on fewer may still change.")
+    assert told == "These are 2 to 5 seeds of each, a look on the way: the plan asks for 10."
 
 
 def test_a_method_without_a_choice_made_is_left_out(study_of: Callable[..., None]) -> None:
@@ -119,8 +119,8 @@ def test_the_claim_needs_every_loss(study_of: Callable[..., None]) -> None:
     assert answers.claim(found) == "All 8 losses are redundant: the claim holds at this scale."
     assert answers.judged(answers.read_study(), "only") == {}
     assert answers.claim({}).startswith("None of the 8 losses was run")
-    told = answers.effort(answers.read_study())
-    assert told == "These are 5 seeds of each; the plan asks for 5 or more."
+    study_of({"slotmatch": 0, **every}, n_seeds=10)
+    assert answers.effort(answers.read_study()) == "These are 10 seeds of each, as planned."
     del found["features"]
     said = answers.claim(found)
     assert said.startswith("The claim that all 8 losses are redundant is not shown.")
@@ -162,13 +162,20 @@ def test_table_verdict_and_sentence_follow_a_file(study_of: Callable[..., None])
     assert row["seeds"] == "5"
     mean = answers.differences(found, "with_decoder_masks", "video_fg_ari").mean()
     assert row["FG-ARI, difference"].startswith(f"{mean:+.1f} [")
+    outer, inner = (
+        [float(end) for end in text[text.index("[") + 1 : -1].split(", ")]
+        for text in (row["FG-ARI, difference"], row["FG-ARI, 90 %"])
+    )
+    assert outer[0] <= inner[0] < mean < inner[1] <= outer[1]
     said = answers.claim(answers.judged(found, "with"))
     assert "refuted at this scale" in said
     assert "helps: decoder masks" in said
-    (text,) = {own.get_text() for own in answers.forest(found, "with").axes[-1].texts} - {
-        "redundant"
-    }
-    assert text == "helps"
+    figure = answers.forest(found, "with")
+    assert {own.get_text() for own in figure.axes[-1].texts} == {"redundant", "helps"}
+    bars = (own for own in figure.axes[0].collections if isinstance(own, LineCollection))
+    thick = max(bars, key=lambda own: own.get_linewidth()[0])
+    drawn = [bar[:, 0] for bar in thick.get_segments()][list(after.index).index("+ decoder masks")]
+    np.testing.assert_allclose(drawn, inner, atol=0.05)
 
 
 def test_scores_with_one_seed_have_no_interval(study_of: Callable[..., None]) -> None:

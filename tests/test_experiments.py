@@ -14,6 +14,7 @@ from slotmatch.experiments import (
     SIZES,
     example_clips,
     load_teacher,
+    overview,
     read_features,
     read_teacher,
     released_path,
@@ -341,3 +342,13 @@ def test_released_teacher_is_found_at_its_place_and_named_when_missing(
     assert released_path(select("mini", "movi_e")) is None
     with pytest.raises(FileNotFoundError):
         read_teacher(tmp_path / "nothing.ckpt", small)
+
+
+def test_the_models_of_the_book_are_told_apart_by_their_settings() -> None:
+    table = overview.settings_table()
+    assert table.loc["beta (SlotMatch)"].tolist() == ["-", "1", "-", "3", "3", "10"]
+    assert table.loc["steps"].tolist()[2:] == ["10,000", "6,000", "3,000", "1,500"]
+    assert table.loc["training videos", "mini-student"] == "4 x 200"
+    assert table.loc["clips x frames of a step", "mini-teacher"] == "12 x 6, at last 3 x 24"
+    assert table.loc["attention term", "mini-teacher"] == "2, fades until 60 %"
+    assert set(table.loc["attention term"].drop("mini-teacher")) == {"0"}

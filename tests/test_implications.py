@@ -10,6 +10,7 @@ from tiny import normal, tiny
 from slotmatch import paths
 from slotmatch.experiments.implications import (
     COMPARED,
+    ELSEWHERE,
     MEASURES,
     gradient_shares,
     mask_bound,
@@ -57,16 +58,25 @@ def test_the_slope_is_exact_where_the_decoder_is_linear(pair) -> None:
     torch.testing.assert_close(bound[0], own / 2 * step.norm(), rtol=1e-3, atol=0)
 
 
+def clips_of(seed: int) -> Batch:
+    features = normal(2, 3, 9, 6, seed=seed).float()
+    return Batch(0, features, features, None, 0, first=0, size=2)
+
+
 def test_gradients_of_a_loss_that_is_there_already_bring_nothing_new(pair) -> None:
     student, teacher = pair
-    features = normal(2, 3, 9, 6).float()
-    batch = Batch(0, features, features, None, 0, first=0, size=2)
+    here, elsewhere = clips_of(0), clips_of(1)
     config = TrainConfig(steps=10, warmup_steps=0, match_weight=1.0)
     before = {name: weight.clone() for name, weight in student.state_dict().items()}
-    found = gradient_shares(student, teacher, batch, config)
-    assert {*found} == {*COMPARED, *(f"{name}_cosine" for name in COMPARED)}
-    shares = np.array([found[name] for name in COMPARED])
+    found = gradient_shares(student, teacher, here, elsewhere, config)
+    names = (*COMPARED, ELSEWHERE)
+    assert {*found} == {*names, *(f"{name}_cosine" for name in names)}
+    shares = np.array([found[name] for name in names])
     assert ((shares > 0) & (shares <= 1 + 1e-6)).all()
+    same = gradient_shares(student, teacher, here, here, config)
+    assert same[ELSEWHERE] == pytest.approx(0, abs=1e-6)
+    assert same[f"{ELSEWHERE}_cosine"] == pytest.approx(1)
+    assert {name: same[name] for name in COMPARED} == {name: found[name] for name in COMPARED}
     for name, weight in student.state_dict().items():
         assert torch.equal(weight, before[name])
     assert all(weight.grad is None or not weight.grad.any() for weight in student.parameters())
@@ -79,10 +89,8 @@ def test_squared_error_and_cosine_pull_alike_where_lengths_agree(pair) -> None:
     with torch.no_grad():
         for weight in student.parameters():
             weight += 1e-3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
-    features = normal(2, 3, 9, 6).float()
-    batch = Batch(0, features, features, None, 0, first=0, size=2)
     config = TrainConfig(steps=10, warmup_steps=0, match_weight=1.0)
-    found = gradient_shares(student, teacher, batch, config)
+    found = gradient_shares(student, teacher, clips_of(0), clips_of(1), config)
     assert found["slot_error_cosine"] > found["slot_lengths_cosine"]
     assert found["slot_error_cosine"] > 0.3
 
@@ -94,7 +102,7 @@ def test_a_long_video_goes_there_and_back() -> None:
 
 def test_tables_are_means_and_shares_of_the_file() -> None:
     values = {name: [0.5, 1.5, float("nan")] for name in MEASURES}
-    shares = {name: [0.9, 0.8] for name in COMPARED}
+    shares = {name: [0.9, 0.8] for name in (*COMPARED, ELSEWHERE)}
     content = {
         "models": {"student, measures": {"metrics": values}},
         "shares": {"step": [250, 500], **shares},

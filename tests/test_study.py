@@ -17,10 +17,12 @@ from slotmatch.experiments.conditions import (
     N_TEST,
     SHARES,
     STEPS,
+    VIDEOSAUR,
     candidates,
     planned,
 )
 from slotmatch.experiments.select import SIZES
+from slotmatch.experiments.students import RATES
 from slotmatch.experiments.study import (
     Run,
     chosen,
@@ -31,6 +33,7 @@ from slotmatch.experiments.study import (
     left,
     made_of,
     missing,
+    seeds_planned,
     tryouts,
 )
 from slotmatch.reporting.verdicts import MARGIN
@@ -100,11 +103,34 @@ def test_videosaur_is_a_baseline_and_none_of_the_losses_that_are_judged() -> Non
     judged = {f"{kind}_{loss}" for kind in ("with", "only") for loss in choices(Distillation)}
     assert {name for name in METHODS if name.startswith(("with_", "only_"))} == judged
     alone, beside = (candidates()[f"videosaur{kind}"] for kind in ("", "_reconstruction"))
-    assert list(alone) == list(candidates()["no_term"])  # rates: a weight alone changes nothing
-    assert list(beside) == ["0.03", "0.1", "0.3"]
-    for settings, weight in ((alone, 0), (beside, 1)):
+    for settings, reconstruction, weight in ((alone, 0, 1), (beside, 1, VIDEOSAUR)):
+        assert list(settings) == list(candidates()["no_term"])  # rates
         for condition in settings.values():
-            assert planned(condition, "minimovi_a").student.reconstruction_weight == weight
+            student = planned(condition, "minimovi_a").student
+            assert student.reconstruction_weight == reconstruction
+            assert student.added == {"temporal_similarity": weight}
+
+
+def test_what_has_nothing_to_follow_is_tried_at_three_rates() -> None:
+    for method, settings in candidates().items():
+        trained = [planned(condition, "minimovi_a").student for condition in settings.values()]
+        if not trained[0].match_weight and not method.startswith("only_"):
+            assert [student.learning_rate for student in trained] == list(RATES), method
+        else:
+            assert {student.learning_rate for student in trained} == {RATES[-1]}, method
+
+
+def test_ten_seeds_are_planned_where_a_verdict_is() -> None:
+    assert {method for method in METHODS if seeds_planned(method) == 10} == {
+        "slotmatch",
+        *(f"with_{loss}" for loss in choices(Distillation)),
+    }
+    runs = finals(["slotmatch", "no_term"])
+    assert [sum(run.method == method for run in runs) for method in ("slotmatch", "no_term")] == [
+        10,
+        5,
+    ]
+    assert len(finals(["slotmatch"], "minimovi_c")) == 5
 
 
 def test_others_are_compared_with_slotmatch_at_its_best() -> None:
@@ -235,7 +261,7 @@ def test_the_plan_in_the_book_is_the_code() -> None:
         weights = [f"{own:g}" for own in (ALIKE[loss] * share for share in SHARES)]
         assert f"| {', '.join(weights)} |" in page, loss
         assert f"| `{loss}` |" in page
-    assert f"weights {', '.join(candidates()['videosaur_reconstruction'])}, of which" in page
+    assert f"with VideoSAUR's weight of {VIDEOSAUR:g}" in page
     for method in METHODS:
         if not method.startswith(("with_", "only_")):
             assert f"`{method}`" in page, method
@@ -244,7 +270,8 @@ def test_the_plan_in_the_book_is_the_code() -> None:
         f"{STEPS} steps",
         f"beta of {BETA:g}",
         f"values of beta ({betas})",
-        f"{study.SEEDS} seeds or more",
+        f"{study.MAIN_SEEDS} seeds of SlotMatch and of each added loss",
+        f"{study.SEEDS} of each other method",
     )
     shown += (f"{N_TEST} test videos", f"within {MARGIN:g} points")
     shown += (f"on {SIZES['mini']['validation']} validation videos",)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from slotmatch.experiments.conditions import METHODS, Condition, candidates, planned
-from slotmatch.experiments.study import CHOSEN_ON, SEEDS, Run, chosen
+from slotmatch.experiments.study import CHOSEN_ON, Run, chosen, seeds_planned
 from slotmatch.reporting import plots
 from slotmatch.reporting.results import FIDELITY, HEADINGS, read_results
 from slotmatch.reporting.stats import Interval, crossed
@@ -166,8 +166,9 @@ def effort(found: Found, kind: str = "with") -> str:
     counts = [len(found.get(method, ())) for method in methods]
     fewest, most = min(counts), max(counts)
     told = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-    start = f"These are {told} seeds of each; the plan asks for {SEEDS} or more."
-    return start if fewest >= SEEDS else f"{start} A verdict on fewer may still change."
+    if fewest >= (asked := seeds_planned(methods[-1])):
+        return f"These are {told} seeds of each, as planned."
+    return f"These are {told} seeds of each, a look on the way: the plan asks for {asked}."
 
 
 def leanings(found: Mapping[str, Verdict]) -> str:
@@ -189,24 +190,33 @@ def leanings(found: Mapping[str, Verdict]) -> str:
 def forest(found: Found, kind: str) -> Figure:
     """Differences to SlotMatch of the losses of a kind, with verdicts and margin.
 
+    Thin bars are 95 % intervals; thick ones of 90 %, which decide whether a loss is redundant.
+
     Raises:
         ValueError: no loss of this kind has two seeds or more.
     """
-    words = judged(found, kind)
-    intervals = {
-        heading: {NAMES[f"{kind}_{loss}"]: own.intervals[metric] for loss, own in words.items()}
-        for metric, heading in HEADINGS.items()
-    }
+    words = {NAMES[f"{kind}_{loss}"]: own for loss, own in judged(found, kind).items()}
+    intervals, narrower = (
+        {
+            heading: {name: getattr(own, level)[metric] for name, own in words.items()}
+            for metric, heading in HEADINGS.items()
+        }
+        for level in ("intervals", "narrower")
+    )
     return plots.forest(
         intervals,
-        {NAMES[f"{kind}_{loss}"]: own.word for loss, own in words.items()},
+        {name: own.word for name, own in words.items()},
+        narrower=narrower,
         margin=MARGIN,
         xlabel="difference to SlotMatch (points)",
     )
 
 
 def verdict_table(found: Found, kind: str) -> pd.DataFrame:
-    """Each loss with its difference to SlotMatch, corrected p-values and the verdict."""
+    """Each loss with its difference to SlotMatch, corrected p-values and the verdict.
+
+    Differences have 95 % intervals; those of 90 % decide whether a loss is redundant.
+    """
     words = judged(found, kind)
     rows = {}
     for loss in choices(Distillation):
@@ -217,9 +227,16 @@ def verdict_table(found: Found, kind: str) -> pd.DataFrame:
             "seeds": str(len(found.get(method, ()))),
         }
         for metric, heading in HEADINGS.items():
-            own = words[loss].intervals[metric] if loss in words else None
-            row[f"{heading}, difference"] = f"{own:+.1f}" if own else "-"
-            row[f"{heading}, p"] = f"{words[loss].p_values[metric]:.3f}" if own else "-"
+            told = ("-", "-", "-")
+            if (own := words.get(loss)) is not None:
+                inner = own.narrower[metric]
+                told = (
+                    f"{own.intervals[metric]:+.1f}",
+                    f"[{inner.low:+.1f}, {inner.high:+.1f}]",
+                    f"{own.p_values[metric]:.3f}",
+                )
+            columns = (f"{heading}, difference", f"{heading}, 90 %", f"{heading}, p")
+            row |= zip(columns, told, strict=True)
         rows[NAMES[method]] = row
     return pd.DataFrame(rows).T.rename_axis("loss")
 

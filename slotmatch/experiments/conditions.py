@@ -2,9 +2,9 @@
 
 All start from their own weights and their teacher's initial slots, see the same clips in the same
 order, and train for ``STEPS`` steps with the settings of ``mini``'s student. A method that has a
-weight or a rate to choose is tried at three, with one seed, and the one with the best FG-ARI on
-validation videos stands for it. SlotMatch itself was chosen first, in the same way: all others
-differ from it at its best ``BETA``.
+weight to choose, or that has nothing to follow and so needs a learning rate of its own, is tried at
+three, with one seed, and the one with the best FG-ARI on validation videos stands for it. SlotMatch
+itself was chosen first, in the same way: all others differ from it at its best ``BETA``.
 """
 
 from collections.abc import Mapping
@@ -37,14 +37,15 @@ ALIKE = MappingProxyType(
         "reconstructions": 1.0,
         "relations": 1.0,
         "relations_over_time": 1.0,
-        "temporal_similarity": 0.1,
     }
 )
 """Weights at which an added loss, or its gradient, starts about as large as the SlotMatch term's.
 
 At a beta of 3, so that the weights tried correspond to the betas tried. But for lengths, which
-start right: there it is so at the end. The last is VideoSAUR's own, beside a reconstruction.
+start right: there it is so at the end.
 """
+VIDEOSAUR = 0.1
+"""Weight of VideoSAUR's loss beside a reconstruction, as released for YouTube-VIS."""
 SHARES = (0.3, 1.0, 3.0)
 """Of these weights, which are tried."""
 
@@ -70,22 +71,23 @@ def candidates() -> dict[str, dict[str, Condition]]:
     base = select("mini", "minimovi_a")
     recipe = {name: getattr(base.teacher, name) for name in ("attention_weight", "attention_until")}
     alone = {"match_weight": 0.0}
-    steady = {**alone, "learning_rate": base.students["no_term"].learning_rate}
+    uncontrasted = {"contrast_weight": 0.0}
     teacher = base.models.teacher
     eyes = {"backbone": teacher.backbone, "image_size": teacher.image_size}
     everything = tuple(INHERITABLE)
     frames = {"batch_size": base.student.batch_size * base.student.clip_length, "clip_length": 1}
-    images = {**steady, **frames, "doublings": (), "contrast_weight": 0.0}
-    # As released for MOVi. Rates are tried: Adam hardly sees the weight of a loss that is alone.
-    movi = {"reconstruction_weight": 0.0, "added": {"temporal_similarity": 1.0}}
-    uncontrasted = {"contrast_weight": 0.0}
+    images = {**alone, **uncontrasted, **frames, "doublings": ()}
 
-    def rates(training: Mapping[str, Any]) -> dict[str, Condition]:
-        return {f"{own:g}": Condition({**training, "learning_rate": own}) for own in RATES}
+    def rates(training: Mapping[str, Any], *others: Any) -> dict[str, Condition]:
+        return {f"{own:g}": Condition({**training, "learning_rate": own}, *others) for own in RATES}
 
     def weights(loss: str, training: Mapping[str, Any]) -> dict[str, Condition]:
         tried = (ALIKE[loss] * share for share in SHARES)
         return {f"{own:g}": Condition({**training, "added": {loss: own}}) for own in tried}
+
+    def videosaur(weight: float, **others: float) -> dict[str, Condition]:
+        loss = {"added": {"temporal_similarity": weight}}
+        return rates({**alone, **uncontrasted, **loss, **others})
 
     def betas(*tried: float) -> dict[str, Condition]:
         return {f"{own:g}": Condition({"match_weight": own}) for own in tried}
@@ -99,10 +101,10 @@ def candidates() -> dict[str, dict[str, Condition]]:
         "teacher_recipe": rates({**alone, **recipe}),
         **{f"beta_{name}": {"": own} for name, own in betas(0.3, 30.0).items()},
         **{f"with_{loss}": weights(loss, {}) for loss in choices(Distillation)},
-        **{f"only_{loss}": weights(loss, steady) for loss in choices(Distillation)},
-        "image_only": one(images),
-        "videosaur": rates({**alone, **uncontrasted, **movi}),
-        "videosaur_reconstruction": weights("temporal_similarity", {**steady, **uncontrasted}),
+        **{f"only_{loss}": weights(loss, alone) for loss in choices(Distillation)},
+        "image_only": rates(images),
+        "videosaur": videosaur(1.0, reconstruction_weight=0.0),
+        "videosaur_reconstruction": videosaur(VIDEOSAUR),
         "no_contrast": one(uncontrasted),
         "half_contrast": one({"contrast_weight": base.student.contrast_weight / 2}),
         "no_reconstruction": one({"reconstruction_weight": 0.0}),
@@ -112,9 +114,9 @@ def candidates() -> dict[str, dict[str, Condition]]:
         "own_start": one({}, ()),
         "own_start_hungarian": one({"correspondence": "hungarian"}, ()),
         "inherited": one({}, everything),
-        "inherited_no_term": one(steady, everything),
+        "inherited_no_term": rates(alone, everything),
         "teacher_eyes": one({}, ("initial_slots",), eyes),
-        "teacher_eyes_no_term": one(steady, ("initial_slots",), eyes),
+        "teacher_eyes_no_term": rates(alone, ("initial_slots",), eyes),
     }
 
 

@@ -56,6 +56,8 @@ COMPARED = tuple(name for name in choices(Distillation) if name not in PROJECTED
 ON_THE_WAY = 8
 """Points between two slots at which a decoder's slope is taken."""
 N_CLIPS = 4
+ELSEWHERE = "match_elsewhere"
+"""The SlotMatch term on other clips: what chance alone leaves outside the span of the losses."""
 TURNS = 4
 """Times a video of 24 frames is played, there and back, to make a long one."""
 
@@ -90,7 +92,7 @@ def told(content: Mapping[str, Any]) -> dict[str, str]:
     ``theory_MEASURE`` is a mean over videos with its interval, ``theory_share_LOSS`` the smallest
     and largest share along the training, ``theory_OWN_slots_OTHER_decoder_METRIC`` a score.
     """
-    shares = {f"share_{name}": content["shares"][name] for name in COMPARED}
+    shares = {f"share_{name}": content["shares"][name] for name in (*COMPARED, ELSEWHERE)}
     scores = {
         "_".join(name.replace("'s", "").replace(",", "").split()): str(text)
         for name, text in results.numbers(content).items()
@@ -113,9 +115,10 @@ def _measured(content: Mapping[str, Any]) -> dict[str, str]:
 
 
 def shares_table(content: Mapping[str, Any]) -> pd.DataFrame:
-    """Of each added loss, the share of its gradient outside the span, along a training."""
+    """Of each added loss and of the control, the share outside the span, along a training."""
     shares = content["shares"]
     columns = {name.replace("_", " "): shares[name] for name in COMPARED}
+    columns["SlotMatch term, other clips"] = shares[ELSEWHERE]
     return pd.DataFrame({"step": shares["step"], **columns})
 
 
@@ -161,15 +164,21 @@ def slopes_of(decoder: MLPDecoder, slots: Tensor) -> Tensor:
 
 
 def gradient_shares(
-    student: VideoSlotModel, teacher: VideoSlotModel, batch: Batch, config: TrainConfig
+    student: VideoSlotModel,
+    teacher: VideoSlotModel,
+    batch: Batch,
+    elsewhere: Batch,
+    config: TrainConfig,
 ) -> dict[str, float]:
     """Of each compared loss, the share of its gradient outside the span of the student's losses.
 
-    Equation ``eq-share`` of the book, over all weights that train. Also ``NAME_cosine``, that of
-    its gradient with the SlotMatch term's.
+    Equation ``eq-share`` of the book, over all weights that train, on ``batch``. Also
+    ``NAME_cosine``, that of its gradient with the SlotMatch term's, and ``match_elsewhere``, the
+    share of the SlotMatch term itself on other clips: a loss that is there already, and so the
+    measure of how much of a share is the choice of clips.
     """
 
-    def gradient(**weights: Any) -> Tensor:
+    def gradient(batch: Batch = batch, **weights: Any) -> Tensor:
         alone = dict.fromkeys((f"{name}_weight" for name in (*OWN, "attention")), 0.0)
         settings = replace(config, **{**alone, "added": {}, **weights})
         step = Student(student, settings, teacher)
@@ -182,9 +191,11 @@ def gradient_shares(
     trained = [p for p in student.parameters() if p.requires_grad]
     own = {name: gradient(**{f"{name}_weight": 1.0}) for name in OWN}
     basis, _ = torch.linalg.qr(torch.stack([F.normalize(g, dim=0) for g in own.values()], dim=1))
+    compared = {name: gradient(added={name: 1.0}) for name in COMPARED}
+    compared[ELSEWHERE] = gradient(elsewhere, match_weight=1.0)
     found = {}
-    for name in COMPARED:
-        unit = F.normalize(gradient(added={name: 1.0}), dim=0)
+    for name, other in compared.items():
+        unit = F.normalize(other, dim=0)
         found[name] = float((unit - basis @ (basis.T @ unit)).norm())
         found[f"{name}_cosine"] = float(unit @ F.normalize(own["match"], dim=0))
     return found
@@ -316,18 +327,23 @@ def _along(experiment: Experiment, teacher: VideoSlotModel, folder: Path) -> dic
     """``gradient_shares`` along the training of a student, on training clips."""
     config = replace(experiment.student, validate_every=experiment.student.steps // 12)
     student = VideoSlotModel(experiment.models.student)
-    own, theirs = (
-        torch.from_numpy(np.array(_array(training_clips(experiment, model))[:N_CLIPS])).float()
-        for model in (student, teacher)
-    )
     patches = torch.arange(experiment.models.student.n_patches)
-    batch = Batch(0, own, theirs, patches, config.seed, first=0, size=len(own))
+
+    def clips(first: int) -> Batch:
+        own, theirs = (
+            torch.from_numpy(
+                np.array(_array(training_clips(experiment, model))[first : first + N_CLIPS])
+            ).float()
+            for model in (student, teacher)
+        )
+        return Batch(0, own, theirs, patches, config.seed, first=0, size=N_CLIPS)
+
     _, log = train_student(
         experiment,
         config,
         teacher,
         folder / "student.safetensors",
-        validate=_shares(teacher, batch, config),
+        validate=_shares(teacher, clips(0), clips(N_CLIPS), config),
     )
     kept = log.filter(like="validation_").dropna()
     found = kept.rename(columns=lambda name: name.removeprefix("validation_")).to_dict("list")
@@ -335,11 +351,11 @@ def _along(experiment: Experiment, teacher: VideoSlotModel, folder: Path) -> dic
 
 
 def _shares(
-    teacher: VideoSlotModel, batch: Batch, config: TrainConfig
+    teacher: VideoSlotModel, batch: Batch, elsewhere: Batch, config: TrainConfig
 ) -> Callable[[VideoSlotModel], dict[str, float]]:
     def validate(student: VideoSlotModel) -> dict[str, float]:
         with torch.enable_grad():
-            return gradient_shares(student, teacher, batch, config)
+            return gradient_shares(student, teacher, batch, elsewhere, config)
 
     return validate
 

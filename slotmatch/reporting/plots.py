@@ -337,6 +337,7 @@ def forest(
     intervals: Mapping[str, Mapping[str, tuple[float, float, float]]],
     words: Mapping[str, str] | None = None,
     *,
+    narrower: Mapping[str, Mapping[str, tuple[float, float, float]]] | None = None,
     margin: float | None = None,
     xlabel: str = "difference (points)",
 ) -> Figure:
@@ -345,6 +346,7 @@ def forest(
     Args:
         intervals: (estimate, lower end, upper end) by metric and method, drawn top to bottom.
         words: what is said of a method, written at the right.
+        narrower: intervals of a lower level, drawn as thick bars.
         margin: differences within it, either way, are shaded.
         xlabel: name of the difference with its unit and the kind of interval.
 
@@ -384,6 +386,9 @@ def forest(
             capsize=3,
             elinewidth=1.4,
         )
+        if narrower is not None:
+            inner = np.array([narrower[metric][name][1:] for name in names], dtype=float)
+            ax.hlines(rows, *inner.T, color=METHOD_COLORS["teacher"], linewidth=4)
         ax.set_title(metric, fontsize="medium")
         ax.set_xlabel(xlabel, fontsize="small")
         ax.tick_params(axis="y", length=0)
