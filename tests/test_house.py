@@ -2,13 +2,17 @@
 
 import ast
 import importlib
+import io
 import re
 from graphlib import TopologicalSorter
 
+import matplotlib as mpl
 import pytest
 
 from slotmatch.paths import PACKAGE, REPOSITORY
+from slotmatch.reporting import diagram
 from slotmatch.reporting.rooms import FLOORS, PICTURE, module_imports, room_imports
+from slotmatch.training.recipe import TERMS
 
 PAGE = (REPOSITORY / "book" / "house.md").read_text()
 METHOD = (REPOSITORY / "book" / "method.md").read_text()
@@ -36,6 +40,19 @@ def test_the_picture_shows_the_imports() -> None:
         for other in others - {*FLOORS[-1]}
     }
     assert drawn == imports, "run python -m slotmatch.reporting.rooms"
+
+
+def test_the_picture_of_the_method_shows_the_losses() -> None:
+    def texts(picture: str) -> list[str]:
+        return re.findall(r">([^<>\n]+)</text>", picture)
+
+    committed, drawn = diagram.PICTURE.read_text(), io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none"}):
+        diagram.draw().savefig(drawn, format="svg")
+    assert texts(committed) == texts(drawn.getvalue()), "run python -m slotmatch.reporting.diagram"
+    assert len(texts(committed)) > 20
+    losses = set(re.findall(r'id="loss (\w+)"', committed))
+    assert losses == set(TERMS) - {"attention"}  # the paper's: attention is ours
 
 
 def test_the_page_names_every_room() -> None:

@@ -97,8 +97,8 @@ def scale() -> list[str]:
     }
     return [
         f"which sees nothing, scores {mean('02_teacher', 'grid of blocks')}.",
-        f"a video FG-ARI of {kmeans[1]} if it clusters a whole video at once, and {kmeans[0]} if it "
-        "clusters frames one by one and chains them; the best the patch grid allows is "
+        f"a video FG-ARI of {kmeans[1]} if it clusters a whole video at once, and {kmeans[0]} if "
+        "it clusters frames one by one and chains them; the best the patch grid allows is "
         f"{mean('02_teacher', 'oracle of the patch grid')}.",
         f"on {len(standings['data']['ids'])} test videos of `minimovi_a`, scores higher (FG-ARI of "
         f"`mini-student` {light['student']}, of `mini-teacher` {light['teacher']})",
@@ -215,9 +215,10 @@ def in_int8() -> list[str]:
         for metric in ("video_fg_ari", "video_mbo")
     )
     return [
-        f"the student's file has {small:.1f} MB instead of {large:.1f}, and on {quoted['n_videos']} test "
-        f"videos of `{found['data']['name']}` {quoted['student, int8_same_slot']} % of the pixels "
-        f"keep their slot, at a difference of {ari} points of FG-ARI and {mbo} of mBO."
+        f"the student's file has {small:.1f} MB instead of {large:.1f}, and on "
+        f"{quoted['n_videos']} test videos of `{found['data']['name']}` "
+        f"{quoted['student, int8_same_slot']} % of the pixels keep their slot, at a difference of "
+        f"{ari} points of FG-ARI and {mbo} of mBO."
     ]
 
 

@@ -61,8 +61,8 @@ def evaluate(
         clips: videos (T,H,W,3) with labels (T,H,W), of any lengths and sizes.
         features: their features (N,T,P,F) if these are at hand; None: computed from the frames.
         batch_size: neighbouring videos of one size that pass together.
-        masks: ``"decoder"``, as SlotContrast scores, or slot attention's, which need no decoder; None:
-            the protocol's.
+        masks: ``"decoder"``, as SlotContrast scores, or slot attention's, which need no decoder;
+            None: the protocol's.
         protocol: what counts; ``protocols.protocol_for`` gives the published ones.
         precision: of backbone, slots and decoder (`slotmatch.precision`); scores are computed from
             single-precision masks always.

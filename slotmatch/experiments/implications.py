@@ -178,20 +178,20 @@ def gradient_shares(
     measure of how much of a share is the choice of clips.
     """
 
-    def gradient(batch: Batch = batch, **weights: Any) -> Tensor:
+    def gradient(clips: Batch, /, **weights: Any) -> Tensor:
         alone = dict.fromkeys((f"{name}_weight" for name in (*OWN, "attention")), 0.0)
         settings = replace(config, **{**alone, "added": {}, **weights})
         step = Student(student, settings, teacher)
-        slotmatch_step(step, teacher, batch, settings)
+        slotmatch_step(step, teacher, clips, settings)
         found = [p.grad for p in student.parameters() if p.requires_grad]
         student.zero_grad()
         own = (torch.zeros_like(p) if g is None else g for p, g in zip(trained, found, strict=True))
         return torch.cat([part.flatten() for part in own]).double()
 
     trained = [p for p in student.parameters() if p.requires_grad]
-    own = {name: gradient(**{f"{name}_weight": 1.0}) for name in OWN}
+    own = {name: gradient(batch, **{f"{name}_weight": 1.0}) for name in OWN}
     basis, _ = torch.linalg.qr(torch.stack([F.normalize(g, dim=0) for g in own.values()], dim=1))
-    compared = {name: gradient(added={name: 1.0}) for name in COMPARED}
+    compared = {name: gradient(batch, added={name: 1.0}) for name in COMPARED}
     compared[ELSEWHERE] = gradient(elsewhere, match_weight=1.0)
     found = {}
     for name, other in compared.items():
