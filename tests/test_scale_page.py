@@ -22,6 +22,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import av
 import google_crc32c
 import huggingface_hub
 import numpy as np
@@ -41,7 +42,7 @@ from slotmatch.__main__ import _parser, main
 from slotmatch.data import movi, ytvis
 from slotmatch.data.preprocessing import PREPROCESSING
 from slotmatch.evaluation import PROTOCOLS
-from slotmatch.model import Preset, save
+from slotmatch.model import Preset, load, save
 from slotmatch.model.slotcontrast import read_tensors
 from slotmatch.paths import NOTEBOOKS, REPOSITORY, RESULTS
 from slotmatch.reporting.results import read_results
@@ -472,6 +473,28 @@ def leave_student() -> None:
 
 def protocol(path: str) -> str:
     return read_results(path)["protocol"]["name"]
+
+
+@pytest.mark.slow
+def test_the_videos_of_a_folder_train_teacher_and_student(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLOTMATCH_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    Path("my_videos").mkdir()
+    for i in range(12):  # the teacher's batch
+        with av.open(f"my_videos/{i}.mp4", "w") as film:
+            stream = film.add_stream("mpeg4", rate=12)
+            stream.width = stream.height = 64
+            for picture in rng.integers(0, 255, (6, 64, 64, 3), np.uint8):
+                film.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+            film.mux(stream.encode())
+    (program,) = re.findall(r"```python\n(.*?)```", (BOOK / "scale.md").read_text(), re.DOTALL)
+    exec(program.replace('select("mini"', 'select("smoke"'), {"__name__": "__main__"})
+    student = load("runs/mine/student.safetensors")
+    assert student.config == experiments.select("mini", "minimovi_a").models.student
+    assert pd.read_csv("runs/mine/student/log.csv")["match"].notna().all()
 
 
 # The pages

@@ -46,6 +46,8 @@ def test_groups_of_videos_that_are_alike() -> None:
 def test_where_the_student_is_behind_and_ahead() -> None:
     content = content_of([0.9, 0.7, 0.5, 0.1], [0.8, 0.75, 0.2, 0.2])
     assert standings.extremes(content, 1) == {"behind": [2], "ahead": [3]}
+    content["models"]["student"]["metrics"]["video_fg_ari"] = [0.4, float("nan"), 0.1, 0.8]
+    assert standings.worst(content) == 2
 
 
 def test_colours_and_places_are_means_of_patches() -> None:

@@ -23,7 +23,7 @@ from slotmatch.model import load
 from slotmatch.reporting import results
 from slotmatch.settings import Role, Size, choices
 
-__all__ = ["by_fact", "extremes", "facts", "kept", "measure", "path", "rounded"]
+__all__ = ["by_fact", "extremes", "facts", "kept", "measure", "path", "rounded", "worst"]
 
 KEPT = ("video_fg_ari", "image_fg_ari", "video_mbo", "image_mbo", "j_and_f", "identity_switches")
 """Metrics of the files, beside a student's fidelity."""
@@ -162,6 +162,11 @@ def extremes(content: Mapping[str, Any], n: int = 2) -> dict[str, list[int]]:
     )
     order = np.argsort(np.nan_to_num(student - teacher), kind="stable")
     return {"behind": order[:n].tolist(), "ahead": order[::-1][:n].tolist()}
+
+
+def worst(content: Mapping[str, Any]) -> int:
+    """Number of the video in which the student's video FG-ARI is lowest."""
+    return int(np.nanargmin(content["models"]["student"]["metrics"]["video_fg_ari"]))
 
 
 def kept(scores: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
