@@ -123,6 +123,10 @@ def test_the_theory_page_quotes_what_was_measured() -> None:
     assert len(quoted) > 10
     assert quoted <= told(content).keys()
 
+    shares, control = content["shares"], min(content["shares"][ELSEWHERE])
+    below = {name for name in COMPARED if np.median(shares[name]) < control}
+    assert below == {*COMPARED} - {"slot_lengths"}, "the sentences on shares"
+
     content["models"]["student, measures"]["metrics"]["length_ratio"] = [1.5, 2.5]
     content["models"]["teacher's slots, student's decoder"]["metrics"]["video_mbo"] = [0.2, 0.4]
     content["shares"]["relations"] = [0.1, 0.7, 0.3]
