@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from benchmarks.comparison import INPUTS, Comparison, Settings
 from benchmarks.inference import Contender, frames_of, prepare, timing
 from slotmatch.backbones import spec
-from slotmatch.data.preprocessing import unit_floats
+from slotmatch.data.preprocessing import float_frames
 from slotmatch.model import ModelConfig, VideoSlotModel
 from slotmatch.model.slotcontrast import released_name
 from slotmatch.profiling import now, peak_memory, take_turns
@@ -88,9 +87,9 @@ def _normalised(contender: Contender, n_frames: int, device: str) -> Tensor:
     """The frames of a measurement as their backbone takes them."""
     assert contender.config.backbone is not None
     known = spec(contender.config.backbone)
-    frames = unit_floats(torch.from_numpy(frames_of(contender, n_frames)))
-    mean, std = (torch.tensor(values) for values in (known.mean, known.std))
-    return rearrange((frames - mean) / std, "t h w c -> 1 t c h w").to(device)
+    frames = float_frames(frames_of(contender, n_frames))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (known.mean, known.std))
+    return ((frames - mean) / std)[None].to(device)
 
 
 def timing_theirs(model: nn.Module, frames: Tensor) -> Callable[[], dict[str, float]]:
@@ -149,9 +148,8 @@ def compare(checkout: Path, settings: Settings) -> Iterator[Comparison]:
 
 @torch.inference_mode()
 def _our_masks(model: VideoSlotModel, contender: Contender, n_frames: int) -> Tensor:
-    video = torch.from_numpy(frames_of(contender, n_frames))
-    frames = rearrange(video, "t h w c -> 1 t c h w").to(model.decoder.positions.device)
-    masks = model.forward_features(model.encode(unit_floats(frames)), reconstruct=False).masks
+    frames = float_frames(frames_of(contender, n_frames))[None].to(model.decoder.positions.device)
+    masks = model.forward_features(model.encode(frames), reconstruct=False).masks
     assert masks is not None
     return masks
 

@@ -21,7 +21,7 @@ from slotmatch import metrics
 from slotmatch.backbones import Backbone, Features, encode_frames
 from slotmatch.data import Clip
 from slotmatch.data.disturbances import disturb
-from slotmatch.data.preprocessing import unit_floats
+from slotmatch.data.preprocessing import float_frames
 from slotmatch.evaluation.scoring import VALIDATED, columns, joined, outputs, score_labels
 from slotmatch.losses import match_slots, reorder_slots
 from slotmatch.model import VideoSlotModel
@@ -175,7 +175,7 @@ def score_against(
 def disturbed_clips(clips: Iterable[Clip], kind: Disturbance) -> list[Clip]:
     """The same videos after a disturbance; noise is drawn from a clip's number."""
     return [
-        Clip(_pixels(disturb(_unit(clip.video), kind, seed=seed)), clip.labels, clip.id)
+        Clip(_pixels(disturb(float_frames(clip.video), kind, seed=seed)), clip.labels, clip.id)
         for seed, clip in enumerate(clips)
     ]
 
@@ -215,10 +215,6 @@ def feature_change(
         )
         for kind in kinds
     }
-
-
-def _unit(video: np.ndarray) -> Tensor:
-    return unit_floats(rearrange(torch.from_numpy(video), "t h w c -> t c h w"))
 
 
 def _pixels(frames: Tensor) -> np.ndarray:

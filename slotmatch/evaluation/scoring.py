@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from slotmatch import metrics
 from slotmatch.backbones import Features
 from slotmatch.data import Clip
-from slotmatch.data.preprocessing import Preprocessing, unit_floats
+from slotmatch.data.preprocessing import Preprocessing, float_frames
 from slotmatch.evaluation.protocols import ORIGINAL, Protocol, samples
 from slotmatch.model import VideoSlotModel
 from slotmatch.progress import hidden
@@ -333,7 +333,7 @@ def _frames(
             yield torch.from_numpy(np.array(features[:, t]))
         else:
             pixels = torch.from_numpy(np.stack([clip.video[t] for clip in clips])).to(device)
-            yield preprocessing.resize(unit_floats(rearrange(pixels, "b h w c -> b c h w")))
+            yield preprocessing.resize(float_frames(pixels))
 
 
 def _batches(clips: Iterable[Clip], size: int) -> Iterator[list[Clip]]:

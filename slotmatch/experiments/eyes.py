@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from slotmatch import data, paths
@@ -20,7 +20,7 @@ from slotmatch.backbones import RECIPES, build, cached_features, resize_frames
 from slotmatch.backbones.embedded import constants_path, fit_constants
 from slotmatch.data import Clip
 from slotmatch.data.disturbances import disturb
-from slotmatch.data.preprocessing import unit_floats
+from slotmatch.data.preprocessing import float_frames
 from slotmatch.evaluation import feature_change, grid_oracle
 from slotmatch.evaluation.baselines import kmeans_per_video
 from slotmatch.experiments.select import SIZES
@@ -56,8 +56,7 @@ def fit_all() -> None:
 def _frames(name: str) -> Tensor:
     """Frames (N,3,H,W) in [0, 1] of training videos of a data set."""
     clips = data.open(name, "train", n_videos=N_VIDEOS)
-    videos = torch.stack([torch.from_numpy(clip.video[::EVERY].copy()) for clip in clips])
-    return unit_floats(rearrange(videos, "n t h w c -> (n t) c h w"))
+    return float_frames(np.concatenate([clip.video[::EVERY] for clip in clips]))
 
 
 def measure(dataset: str, output: Path) -> dict[str, Any]:
