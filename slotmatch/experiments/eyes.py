@@ -19,6 +19,7 @@ from slotmatch import data, paths
 from slotmatch.backbones import RECIPES, build, cached_features, resize_frames
 from slotmatch.backbones.embedded import constants_path, fit_constants
 from slotmatch.data import Clip
+from slotmatch.data.clips import ids_of
 from slotmatch.data.disturbances import disturb
 from slotmatch.data.preprocessing import float_frames
 from slotmatch.evaluation import feature_change, grid_oracle
@@ -83,7 +84,7 @@ def measure(dataset: str, output: Path) -> dict[str, Any]:
         seeds=[0],
         dataset=dataset,
         split="validation",
-        ids=[clip.id for clip in clips],
+        ids=ids_of(clips),
         models=models,
         started=started,
     )

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from slotmatch import paths
 from slotmatch.backbones import Features
 from slotmatch.data import Clip
+from slotmatch.data.clips import ids_of
 from slotmatch.evaluation import Followed, follow
 from slotmatch.evaluation.scoring import columns, score_masks
 from slotmatch.experiments.select import Experiment, read_features, select, training_clips
@@ -217,7 +218,7 @@ def measure(output: Path, *, training: Path | None = None) -> dict[str, Any]:
         seeds=[experiment.student.seed],
         dataset=experiment.dataset,
         split="validation",
-        ids=[clip.id for clip in clips],
+        ids=ids_of(clips),
         models={
             **_swapped(models, followed, clips),
             "student, measures": {"metrics": columns(_measures(models, followed, clips))},

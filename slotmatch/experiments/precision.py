@@ -20,6 +20,7 @@ import torch
 
 from slotmatch import data, evaluation, metrics, paths
 from slotmatch.data import Clip
+from slotmatch.data.clips import ids_of
 from slotmatch.evaluation import Followed
 from slotmatch.experiments.conditions import N_TEST
 from slotmatch.experiments.shipped import identity
@@ -102,7 +103,7 @@ def measure(
         seeds=[0],
         dataset=dataset,
         split="test",
-        ids=[clip.id for clip in clips],
+        ids=ids_of(clips),
         models=entries,
         started=started,
     )

@@ -15,6 +15,7 @@ import pandas as pd
 
 from slotmatch import data, evaluation, paths
 from slotmatch.data import Clip
+from slotmatch.data.clips import ids_of
 from slotmatch.evaluation import baselines
 from slotmatch.experiments.conditions import Condition, planned
 from slotmatch.experiments.select import read_features
@@ -101,7 +102,7 @@ def measure(dataset: str, output: Path, *, preset: Size = "mini") -> dict[str, A
         seeds=[0],
         dataset=dataset,
         split="test",
-        ids=[clip.id for clip in clips],
+        ids=ids_of(clips),
         models=entries,
         started=started,
         facts=facts(clips),

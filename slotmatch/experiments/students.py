@@ -19,6 +19,7 @@ from joblib import Parallel, delayed, parallel_config
 
 from slotmatch import paths
 from slotmatch.backbones import weights_checksum
+from slotmatch.data.clips import ids_of
 from slotmatch.evaluation import constant_slots, evaluate, fidelity, follow, score_against
 from slotmatch.experiments.select import Experiment, read_features, select, training_clips
 from slotmatch.experiments.teachers import load_teacher
@@ -149,7 +150,7 @@ def try_all(
         seeds=[experiment.student.seed],
         dataset=experiment.dataset,
         split="validation",
-        ids=[clip.id for clip in clips],
+        ids=ids_of(clips),
         models=models,
         started=started,
     )
