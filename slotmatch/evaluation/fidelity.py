@@ -40,6 +40,8 @@ __all__ = [
     "score_followed",
 ]
 
+KINDS: tuple[Disturbance, ...] = get_args(Disturbance)
+
 
 @dataclass(frozen=True)
 class Followed:
@@ -181,23 +183,17 @@ def disturbed_clips(clips: Iterable[Clip], kind: Disturbance) -> list[Clip]:
 
 
 def constancy(
-    model: VideoSlotModel,
-    clips: Sequence[Clip],
-    kinds: Sequence[Disturbance] = get_args(Disturbance),
-) -> dict[str, dict[str, list[float]]]:
+    model: VideoSlotModel, clips: Sequence[Clip]
+) -> dict[Disturbance, dict[str, list[float]]]:
     """``fidelity`` of a model to itself under each disturbance: the ceiling of any student."""
     undisturbed = follow(model, clips)
     return {
         kind: fidelity(follow(model, disturbed_clips(clips, kind)), undisturbed, clips)
-        for kind in kinds
+        for kind in KINDS
     }
 
 
-def feature_change(
-    backbone: Backbone,
-    clips: Sequence[Clip],
-    kinds: Sequence[Disturbance] = get_args(Disturbance),
-) -> dict[str, float]:
+def feature_change(backbone: Backbone, clips: Sequence[Clip]) -> dict[Disturbance, float]:
     """How far features move under each disturbance, as a share of their spread over patches.
 
     The root of the mean squared change over that of the deviation from the mean feature, of all
@@ -213,7 +209,7 @@ def feature_change(
         kind: float(
             ((encoded(disturbed_clips(clips, kind)) - before).square().mean() / spread).sqrt()
         )
-        for kind in kinds
+        for kind in KINDS
     }
 
 
