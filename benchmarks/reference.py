@@ -10,6 +10,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from slotmatch.backbones import spec
 from slotmatch.data.preprocessing import float_frames
 from slotmatch.model import ModelConfig, VideoSlotModel
 from slotmatch.model.slotcontrast import released_name
-from slotmatch.profiling import now, peak_memory, take_turns
+from slotmatch.profiling import milliseconds, peak_memory, take_turns
 from slotmatch.reporting.results import run_results, write_results
 
 __all__ = ["compare", "main", "released_masks", "released_model"]
@@ -94,13 +95,8 @@ def _normalised(contender: Contender, n_frames: int, device: str) -> Tensor:
 
 def timing_theirs(model: nn.Module, frames: Tensor) -> Callable[[], dict[str, float]]:
     """The job whose time counts."""
-
-    def job() -> dict[str, float]:
-        started = now(frames.device)
-        released_masks(model, frames)
-        return {"total": 1000 * (now(frames.device) - started) / frames.shape[1]}
-
-    return job
+    masks = partial(released_masks, model, frames)
+    return lambda: {"total": milliseconds(masks, frames.device) / frames.shape[1]}
 
 
 def prepare_theirs(

@@ -26,7 +26,7 @@ from slotmatch.experiments.conditions import N_TEST
 from slotmatch.experiments.shipped import identity
 from slotmatch.experiments.standings import kept, rounded
 from slotmatch.model import VideoSlotModel, load
-from slotmatch.profiling import take_turns
+from slotmatch.profiling import milliseconds, take_turns
 from slotmatch.reporting import results
 from slotmatch.settings import Role, choices
 from slotmatch.sharing.onnx import OnnxModel, calibration_frames, export_onnx, frames_of
@@ -162,13 +162,7 @@ def follow_file(file: Path, clips: Sequence[Clip]) -> list[Followed]:
 def timing(file: Path, frames: np.ndarray) -> Callable[[], float]:
     """The job that tells a file's milliseconds a frame."""
     model = OnnxModel(file, n_threads=1)
-
-    def job() -> float:
-        started = time.perf_counter()
-        model(frames)
-        return 1000 * (time.perf_counter() - started) / len(frames)
-
-    return job
+    return lambda: milliseconds(lambda: model(frames)) / len(frames)
 
 
 def entry(role: str, precision: str) -> str:
