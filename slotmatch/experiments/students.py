@@ -75,8 +75,8 @@ def train_students(
     folder: Path,
     *,
     validate: Validate | None = None,
-) -> dict[str, tuple[VideoSlotModel, pd.DataFrame]]:
-    """All students of an experiment, each as ``train_student`` gives it, in files of a folder.
+) -> dict[str, tuple[VideoSlotModel, pd.DataFrame, str]]:
+    """All students of an experiment, in files of a folder: model, log and checksum of its file.
 
     Without a GPU they train side by side, each in a process of one thread, so that how many cores a
     machine has changes the time and not the order in which numbers are added.
@@ -90,7 +90,10 @@ def train_students(
             delayed(train_student)(experiment, config, teacher, files[name], validate=validate)
             for name, config in experiment.students.items()
         )
-    return dict(zip(files, trained, strict=True))
+    return {
+        name: (*own, paths.checksum(file))
+        for (name, file), own in zip(files.items(), trained, strict=True)
+    }
 
 
 def tried(experiment: Experiment) -> dict[str, TrainConfig]:
