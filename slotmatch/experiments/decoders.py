@@ -69,6 +69,7 @@ def committed_students(experiment: Experiment) -> dict[str, Any]:
     """What ``lighter_students`` gave for the preset ``mini``, from its committed result file.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: the file belongs to another teacher, recipe or version of the data.
     """
     found = results.read_results(paths.RESULTS / "lighter" / "results.json")
