@@ -77,7 +77,13 @@ NAMES = tuple(_RECIPES)
 
 
 def render(name: str, split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Video uint8 (T, H, W, 3) and labels uint8 (T, H, W): a pure function of its arguments."""
+    """Video uint8 (T, H, W, 3) and labels uint8 (T, H, W): a pure function of its arguments.
+
+    Raises:
+        ValueError: a name of no simulated set.
+    """
+    if name not in NAMES:
+        raise ValueError(f"{name!r} is not simulated; choose from {', '.join(NAMES)}")
     key = f"{name}/v{VERSION}/{split}/{index}".encode()
     seed = np.random.SeedSequence(list(hashlib.sha256(key).digest()))
     return render_scene(_RECIPES[name], np.random.default_rng(seed))
