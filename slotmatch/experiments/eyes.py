@@ -104,8 +104,10 @@ def eyes_table(found: Mapping[str, Any]) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["measure"]:
+    if sys.argv[1:] == ["fit"]:
+        fit_all()
+    elif sys.argv[1:] == ["measure"]:
         for name in data.EMBEDDED:
             measure(name, paths.RESULTS / f"eyes.{name}" / "results.json")
     else:
-        fit_all()
+        raise SystemExit("give fit or measure")
