@@ -24,7 +24,18 @@ from slotmatch.model import load
 from slotmatch.reporting import results
 from slotmatch.settings import Role, Size, choices
 
-__all__ = ["by_fact", "extremes", "facts", "kept", "measure", "path", "rounded"]
+__all__ = [
+    "COLUMNS",
+    "by_fact",
+    "difference_table",
+    "extremes",
+    "facts",
+    "kept",
+    "measure",
+    "path",
+    "read_standings",
+    "rounded",
+]
 
 KEPT = ("video_fg_ari", "image_fg_ari", "video_mbo", "image_mbo", "j_and_f", "identity_switches")
 """Metrics of the files, beside a student's fidelity."""
@@ -176,6 +187,8 @@ def rounded(scores: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or data.EMBEDDED:
-        data.check_name(name)
+    names = sys.argv[1:] or data.EMBEDDED
+    if unknown := [name for name in names if name not in data.EMBEDDED]:
+        raise SystemExit(f"{', '.join(unknown)} is not among {', '.join(data.EMBEDDED)}")
+    for name in names:
         measure(name, path(name))
