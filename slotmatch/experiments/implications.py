@@ -40,6 +40,8 @@ from slotmatch.training.step import slotmatch_step
 from slotmatch.training.student import PROJECTED, Student
 
 __all__ = [
+    "COMPARED",
+    "MEASURES",
     "gradient_shares",
     "mask_bound",
     "measure",
@@ -153,7 +155,7 @@ def slopes_of(decoder: MLPDecoder, slots: Tensor) -> Tensor:
     first, last = cast("nn.Linear", decoder.layers[0]), cast("nn.Linear", decoder.layers[-1])
 
     def total(places: Tensor, slot: Tensor) -> Tensor:
-        return (decoder._hidden(first(slot)[None, None], places) @ last.weight[-1]).sum()
+        return (decoder.hidden(first(slot)[None, None], places) @ last.weight[-1]).sum()
 
     gradients = torch.func.vmap(torch.func.grad(total), in_dims=(None, 0))
     places = F.linear(decoder.positions, first.weight)
@@ -318,8 +320,10 @@ def _along(experiment: Experiment, teacher: VideoSlotModel, folder: Path) -> dic
     config = replace(experiment.student, validate_every=experiment.student.steps // 12)
     student = VideoSlotModel(experiment.models.student)
     own, theirs = (
-        torch.from_numpy(np.array(_array(training_clips(experiment, model))[:N_CLIPS])).float()
-        for model in (student, teacher)
+        torch.from_numpy(
+            np.array(cast("Features", training_clips(experiment, one))[:N_CLIPS])
+        ).float()
+        for one in (student, teacher)
     )
     patches = torch.arange(experiment.models.student.n_patches)
     batch = Batch(0, own, theirs, patches, config.seed, first=0, size=len(own))
@@ -343,10 +347,6 @@ def _shares(
             return gradient_shares(student, teacher, batch, config)
 
     return validate
-
-
-def _array(clips: Any) -> np.ndarray:
-    return np.asarray(clips.array)
 
 
 if __name__ == "__main__":
