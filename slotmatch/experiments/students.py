@@ -28,7 +28,7 @@ from slotmatch.reporting import report, results
 from slotmatch.training import TrainConfig, train
 from slotmatch.training.loop import Validate
 
-__all__ = ["seeds", "train_student", "train_students", "tried", "try_all"]
+__all__ = ["RATES", "seeds", "train_student", "train_students", "tried", "try_all"]
 
 RATES = (1e-3, 2e-3, 4e-3)
 BETAS = (0.3, 1.0, 3.0, 10.0)
