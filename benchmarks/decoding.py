@@ -1,6 +1,7 @@
 """(b) The student's decoder alone: plain, fast, and fast for masks alone."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -8,7 +9,7 @@ import torch
 from benchmarks.comparison import Comparison, Settings
 from slotmatch.model import ModelConfig, VideoSlotModel
 from slotmatch.model.plain import as_written
-from slotmatch.profiling import count_flops, now, peak_memory, take_turns
+from slotmatch.profiling import count_flops, milliseconds, peak_memory, take_turns
 from slotmatch.training.estimates import without_backbone
 
 __all__ = ["measure"]
@@ -67,10 +68,5 @@ def prepare(
     shape = (1, n_frames, config.n_slots, config.slot_dim)
     slots = torch.randn(shape, generator=generator).to(device)
 
-    @torch.inference_mode()
-    def job() -> dict[str, float]:
-        started = now(slots.device)
-        model.decode(slots, reconstruct=way.reconstruct)
-        return {"total": 1000 * (now(slots.device) - started) / n_frames}
-
-    return job
+    decode = torch.inference_mode()(partial(model.decode, slots, reconstruct=way.reconstruct))
+    return lambda: {"total": milliseconds(decode, slots.device) / n_frames}

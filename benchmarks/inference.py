@@ -7,7 +7,6 @@ that costs trained models is measured by ``slotmatch.experiments.precision``.
 """
 
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -19,7 +18,7 @@ import torch
 from benchmarks.comparison import Comparison, Settings, random_video
 from slotmatch.model import ModelConfig, Preset, VideoSlotModel
 from slotmatch.model.plain import as_written
-from slotmatch.profiling import peak_memory, segmenting, take_turns, time_parts
+from slotmatch.profiling import milliseconds, peak_memory, segmenting, take_turns, time_parts
 from slotmatch.reporting.results import FIDELITY
 from slotmatch.settings import Precision
 
@@ -136,10 +135,4 @@ def prepare_onnx(file: Path, n_frames: int, n_threads: int) -> Callable[[], dict
 
     model = OnnxModel(file, n_threads=n_threads)
     video = random_video(n_frames, model.image_size).transpose(0, 3, 1, 2)
-
-    def job() -> dict[str, float]:
-        started = time.perf_counter()
-        model(video.astype(np.float32) / 255)
-        return {"total": 1000 * (time.perf_counter() - started) / n_frames}
-
-    return job
+    return lambda: {"total": milliseconds(lambda: model(video.astype(np.float32) / 255)) / n_frames}

@@ -20,7 +20,7 @@ from slotmatch.data.movi import Movi
 from slotmatch.data.preprocessing import PREPROCESSING, clip_starts
 from slotmatch.data.tfrecord import offsets
 from slotmatch.data.ytvis import Video, YouTubeVis
-from slotmatch.profiling import now, peak_memory, take_turns
+from slotmatch.profiling import milliseconds, peak_memory, take_turns
 from slotmatch.training import Frames, TrainConfig
 from slotmatch.training.loading import Chance, Reading, batches
 from tests.movi_files import encode_example, write_records
@@ -137,13 +137,7 @@ def prepare_finish(
     source = WAYS[way](opened(name, size, folder), replace(PREPROCESSING[name], size=size.side))
     (reading,) = loaded(source, size, 1, 0)
     where = torch.device(device)
-
-    def job() -> dict[str, float]:
-        begin = now(where)
-        reading.to(where)
-        return {"total": 1000 * (now(where) - begin) / reading.size}
-
-    return job
+    return lambda: {"total": milliseconds(lambda: reading.to(where), where) / reading.size}
 
 
 def loaded(source: Frames, size: Size, steps: int, workers: int) -> Generator[Reading, None, None]:

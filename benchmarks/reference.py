@@ -10,20 +10,20 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from benchmarks.comparison import INPUTS, Comparison, Settings
 from benchmarks.inference import Contender, frames_of, prepare, timing
 from slotmatch.backbones import spec
-from slotmatch.data.preprocessing import unit_floats
+from slotmatch.data.preprocessing import float_frames
 from slotmatch.model import ModelConfig, VideoSlotModel
 from slotmatch.model.slotcontrast import released_name
-from slotmatch.profiling import now, peak_memory, take_turns
+from slotmatch.profiling import milliseconds, peak_memory, take_turns
 from slotmatch.reporting.results import run_results, write_results
 
 __all__ = ["compare", "main", "released_masks", "released_model"]
@@ -88,20 +88,15 @@ def _normalised(contender: Contender, n_frames: int, device: str) -> Tensor:
     """The frames of a measurement as their backbone takes them."""
     assert contender.config.backbone is not None
     known = spec(contender.config.backbone)
-    frames = unit_floats(torch.from_numpy(frames_of(contender, n_frames)))
-    mean, std = (torch.tensor(values) for values in (known.mean, known.std))
-    return rearrange((frames - mean) / std, "t h w c -> 1 t c h w").to(device)
+    frames = float_frames(frames_of(contender, n_frames))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (known.mean, known.std))
+    return ((frames - mean) / std)[None].to(device)
 
 
 def timing_theirs(model: nn.Module, frames: Tensor) -> Callable[[], dict[str, float]]:
     """The job whose time counts."""
-
-    def job() -> dict[str, float]:
-        started = now(frames.device)
-        released_masks(model, frames)
-        return {"total": 1000 * (now(frames.device) - started) / frames.shape[1]}
-
-    return job
+    masks = partial(released_masks, model, frames)
+    return lambda: {"total": milliseconds(masks, frames.device) / frames.shape[1]}
 
 
 def prepare_theirs(
@@ -149,9 +144,8 @@ def compare(checkout: Path, settings: Settings) -> Iterator[Comparison]:
 
 @torch.inference_mode()
 def _our_masks(model: VideoSlotModel, contender: Contender, n_frames: int) -> Tensor:
-    video = torch.from_numpy(frames_of(contender, n_frames))
-    frames = rearrange(video, "t h w c -> 1 t c h w").to(model.decoder.positions.device)
-    masks = model.forward_features(model.encode(unit_floats(frames)), reconstruct=False).masks
+    frames = float_frames(frames_of(contender, n_frames))[None].to(model.decoder.positions.device)
+    masks = model.forward_features(model.encode(frames), reconstruct=False).masks
     assert masks is not None
     return masks
 

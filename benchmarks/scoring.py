@@ -1,7 +1,6 @@
 """(d) Metrics of one video, against the straightforward implementation with a mask per label."""
 
 import math
-import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from benchmarks import onehot
 from benchmarks.comparison import Comparison, Settings
 from slotmatch import metrics
-from slotmatch.profiling import peak_memory, take_turns
+from slotmatch.profiling import milliseconds, peak_memory, take_turns
 
 __all__ = ["measure"]
 
@@ -43,13 +42,7 @@ def measure(settings: Settings) -> Iterator[Comparison]:
 
 def prepare(way: str, true: np.ndarray, pred: np.ndarray) -> Callable[[], dict[str, float]]:
     """The job that scores a video and says how long it took."""
-
-    def job() -> dict[str, float]:
-        started = time.perf_counter()
-        WAYS[way](true, pred)
-        return {"total": 1000 * (time.perf_counter() - started)}
-
-    return job
+    return lambda: {"total": milliseconds(lambda: WAYS[way](true, pred))}
 
 
 def regions(n_frames: int, side: int, n_labels: int, *, seed: int) -> np.ndarray:

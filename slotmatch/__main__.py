@@ -230,13 +230,10 @@ def share(arguments: argparse.Namespace) -> None:
 
 def _stored(folder: Path) -> Iterator[np.ndarray]:
     """The label maps (H,W) in a folder that ``write_masks`` wrote."""
-    from PIL import Image
+    from slotmatch.data.files import read_picture
+    from slotmatch.data.pictures import picture_files
 
-    from slotmatch.data.pictures import natural_order
-
-    for path in sorted(folder.glob("*.png"), key=natural_order):
-        with Image.open(path) as image:
-            yield np.asarray(image)
+    return (read_picture(path)[1] for path in picture_files(folder, (".png",)))
 
 
 def _parser() -> argparse.ArgumentParser:

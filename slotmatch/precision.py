@@ -15,7 +15,7 @@ from torch import Tensor
 
 from slotmatch.settings import Precision, check_choice
 
-__all__ = ["autocast", "check_precision", "full_precision"]
+__all__ = ["HALVES", "autocast", "check_precision", "full_precision"]
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FAST_ON_CPUS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")

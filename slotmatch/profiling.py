@@ -7,9 +7,11 @@ import copy
 import math
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +33,7 @@ __all__ = [
     "Segmenting",
     "count_flops",
     "count_parameters",
+    "milliseconds",
     "ms_per_frame",
     "now",
     "peak_memory",
@@ -186,6 +189,14 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
+def milliseconds(job: Callable[[], object], device: torch.device | None = None) -> float:
+    """How long a job takes on a device, the CPU by default."""
+    device = device or torch.device("cpu")
+    started = now(device)
+    job()
+    return 1000 * (now(device) - started)
+
+
 def ms_per_frame(
     models: Mapping[str, VideoSlotModel], video: np.ndarray, *, repeats: int = 7
 ) -> dict[str, list[float]]:
@@ -205,18 +216,13 @@ def ms_per_frame(
     frames = _frames(video)
     if bare := [name for name, model in models.items() if model.backbone is None]:
         raise ValueError(f"{', '.join(bare)} have no backbone: there are no frames to start from")
-    if not models:
-        raise ValueError("models is empty: give one or more by name")
 
     def timed(model: VideoSlotModel) -> float:
+        outputs = model.stream(frames[0][:, None], generator=torch.Generator().manual_seed(0))
         device = model.decoder.positions.device
-        started = now(device)
-        for _ in model.stream(frames[0][:, None], generator=torch.Generator().manual_seed(0)):
-            pass
-        return 1000 * (now(device) - started) / len(video)
+        return milliseconds(lambda: deque(outputs, 0), device) / len(video)  # keeps none
 
-    jobs = {name: lambda model=model: timed(model) for name, model in models.items()}
-    return take_turns(jobs, repeats=repeats)
+    return take_turns({name: partial(timed, own) for name, own in models.items()}, repeats=repeats)
 
 
 @torch.inference_mode()

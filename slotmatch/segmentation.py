@@ -75,6 +75,7 @@ def segment(
         ValueError: a video without frames, of another shape or type, with values outside [0, 1],
             or in a file that is damaged; a model without backbone; a chunk below 1; an unknown
             kind of masks; a precision that is unknown or that the device does not have.
+        TypeError: something that is no video at all.
     """
     blocks = segment_blocks(
         video,

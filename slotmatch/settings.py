@@ -27,7 +27,6 @@ __all__ = [
     "Interpolation",
     "LogitScale",
     "Masks",
-    "Overlaps",
     "PositionInit",
     "Precision",
     "ProtocolName",
@@ -73,8 +72,6 @@ PositionInit = Literal["normal", "sincos"]
 Precision = Literal["no", "bf16", "fp16"]
 Square = Literal["stretch", "crop"]
 Interpolation = Literal["bicubic", "bilinear"]
-Overlaps = Literal["first", "drop", "error"]
-"""What a pixel of several objects counts as."""
 Empty = Literal["perfect", "skip"]
 """What FG-ARI says of frames and videos without an object."""
 ProtocolName = Literal[

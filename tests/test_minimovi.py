@@ -91,6 +91,11 @@ def test_a_clip_is_a_video_with_its_labels(root):
     assert (clips[0].video != clips[1].video).any()
 
 
+def test_what_is_not_simulated_is_refused():
+    with pytest.raises(ValueError, match="'movi_c' is not simulated; choose from minimovi_a, "):
+        render("movi_c", "test", 0)
+
+
 def test_clips_are_a_sequence(root):
     clips = data.open("minimovi_a", "test", n_videos=2, root=root)
     np.testing.assert_array_equal(clips[-1].video, clips[1].video)

@@ -12,7 +12,7 @@ from slotmatch.data.preprocessing import (
     Preprocessing,
     centre_offset,
     clip_starts,
-    unit_floats,
+    float_frames,
 )
 
 MEAN, STD = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # ImageNet's, of R, G and B
@@ -41,8 +41,15 @@ def evaluated(prepare: Preprocessing, clip: Clip) -> Clip:
     clip = prepare.crop(clip)
     if prepare.size is None:
         return clip
-    frames = unit_floats(torch.from_numpy(clip.video.copy()).permute(0, 3, 1, 2))
-    return replace(clip, video=prepare.resize(frames).permute(0, 2, 3, 1).numpy())
+    frames = prepare.resize(float_frames(clip.video.copy()))
+    return replace(clip, video=frames.permute(0, 2, 3, 1).numpy())
+
+
+def test_pixels_become_frames_in_floats():
+    pixels = np.array([[[0, 51, 255], [102, 0, 0]]], np.uint8)
+    expected = [[[0.0, 0.4]], [[0.2, 0.0]], [[1.0, 0.0]]]
+    np.testing.assert_allclose(float_frames(pixels), expected, rtol=1e-6)
+    assert float_frames(torch.from_numpy(pixels)[None, None]).shape == (1, 1, 3, 1, 2)
 
 
 def test_clips_start_where_the_reference_cuts_them(oracles):

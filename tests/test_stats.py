@@ -4,13 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from slotmatch.reporting.stats import (
-    Interval,
-    crossed,
-    equivalence,
-    mean_interval,
-    paired_difference,
-)
+from slotmatch.reporting.stats import Interval, crossed, mean_interval, paired_difference
 
 
 @pytest.mark.parametrize(
@@ -80,37 +74,6 @@ def test_paired_difference_is_free_of_what_the_videos_share():
     assert (reverse.low, reverse.high) == pytest.approx((-difference.high, -difference.low))
 
 
-@pytest.mark.parametrize("margin", [0.01, 0.03, 0.06])
-def test_equivalence_is_two_one_sided_t_tests(margin):
-    rng = np.random.default_rng(8)
-    a, b = rng.normal(0.62, 0.05, 40), rng.normal(0.6, 0.05, 40)
-    result = equivalence(a, b, margin, alpha=0.1)
-    above = reference.ttest_1samp(a - b, -margin, alternative="greater").pvalue
-    below = reference.ttest_1samp(a - b, margin, alternative="less").pvalue
-    ends = reference.ttest_rel(a, b).confidence_interval(0.8)
-    assert result.p_value == pytest.approx(max(above, below))
-    assert (result.difference.low, result.difference.high) == pytest.approx((ends.low, ends.high))
-    assert result.difference.mean == pytest.approx(a.mean() - b.mean())
-    inside = -margin < result.difference.low and result.difference.high < margin
-    assert result.equivalent == inside == (result.p_value < 0.1)
-    assert equivalence(b, a, margin, alpha=0.1).p_value == pytest.approx(result.p_value)
-
-
-def test_no_evidence_of_a_difference_is_no_evidence_of_equality():
-    a, b = np.array([0.2, 0.9, 0.4]), np.array([0.7, 0.3, 0.5])
-    difference = paired_difference(a, b)
-    assert difference.low < 0 < difference.high
-    assert not equivalence(a, b, 0.05).equivalent
-
-
-def test_equivalence_of_models_that_always_differ_alike():
-    scores = np.array([0.25, 0.5, 0.75])
-    same, apart = equivalence(scores, scores, 0.01), equivalence(scores + 0.25, scores, 0.25)
-    assert (same.equivalent, same.p_value, same.difference) == (True, 0, Interval(0, 0, 0))
-    assert (apart.equivalent, apart.p_value) == (False, 1)
-    assert equivalence(scores - 0.25, scores, 0.3).equivalent
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -122,9 +85,6 @@ def test_equivalence_of_models_that_always_differ_alike():
         (lambda: mean_interval([0.1, 0.2], n_resamples=0), "at least 1, got 0"),
         (lambda: paired_difference([0.1, 0.2], [0.1]), "a has 2 values and b 1"),
         (lambda: paired_difference([0.1], [math.nan]), "1 of 1 b are nan"),
-        (lambda: equivalence([0.1], [0.2], 0.1), "at least 2 videos, got 1"),
-        (lambda: equivalence([0.1, 0.2], [0.2, 0.2], 0), "margin must be above 0, got 0"),
-        (lambda: equivalence([0.1, 0.2], [0.2, 0.2], 0.1, alpha=0.5), "got 0.5"),
     ],
 )
 def test_errors_name_the_value_and_the_fix(call, message):

@@ -118,34 +118,10 @@ def test_a_file_without_annotations_gives_videos_without_objects(tmp_path):
     assert not ytvis.label_map(videos[0], 0).any()
 
 
-@pytest.mark.parametrize(
-    ("overlaps", "expected"),
-    [
-        ("first", [[1, 1, 0, 0], [1, 1, 0, 0], [0, 2, 0, 0]]),
-        ("drop", [[1, 0, 0, 0], [1, 0, 0, 0], [0, 2, 0, 0]]),
-    ],
-)
-def test_overlapping_masks_follow_the_rule(tmp_path, overlaps, expected):
+def test_where_masks_overlap_the_first_object_has_the_pixel(tmp_path):
     pair = annotation(1, 1, runs(SQUARE_RUNS)), annotation(2, 1, runs(COLUMN_RUNS))
-    found = one_video(tmp_path, *pair)
-    np.testing.assert_array_equal(ytvis.label_map(found, 0, overlaps), expected)
-    assert ytvis.overlapped_pixels(found) == 2
-
-
-def test_overlapping_masks_can_be_refused(tmp_path):
-    pair = annotation(1, 1, runs(SQUARE_RUNS)), annotation(2, 1, runs(COLUMN_RUNS))
-    with pytest.raises(ValueError, match=r"2 pixels of v001/00000.jpg in video 1 belong"):
-        ytvis.label_map(one_video(tmp_path, *pair), 0, "error")
-    with pytest.raises(ValueError, match=r"overlaps must be one of .*'last'"):
-        ytvis.YouTubeVis("ytvis2021/train", [], tmp_path, overlaps="last")
-
-
-def test_overlapped_pixels_count_once_however_many_objects_share_them(tmp_path):
-    rng = np.random.default_rng(0)
-    masks = rng.random((4, 2, H, W)) < 0.4
-    annotations = [annotation(k, 1, *map(coco_string, m)) for k, m in enumerate(masks)]
-    found = one_video(tmp_path, *annotations, n_frames=2)
-    assert ytvis.overlapped_pixels(found) == np.count_nonzero(masks.sum(0) > 1)
+    expected = [[1, 1, 0, 0], [1, 1, 0, 0], [0, 2, 0, 0]]
+    np.testing.assert_array_equal(ytvis.label_map(one_video(tmp_path, *pair), 0), expected)
 
 
 def test_run_lengths_of_a_string_are_those_it_was_made_from():
@@ -179,8 +155,6 @@ def test_a_damaged_mask_is_named_and_never_decoded(tmp_path, segmentation, messa
     with pytest.raises(ValueError, match=message) as error:
         ytvis.label_map(found, 0)
     assert str(error.value).startswith("object 1 of video 1 in v001/00000.jpg")
-    with pytest.raises(ValueError, match=message):
-        ytvis.overlapped_pixels(found)
 
 
 # The annotation file
@@ -251,10 +225,6 @@ def test_the_last_videos_of_the_file_are_held_out(tmp_path, name, n_videos, n_he
     assert len(validation) == n_held_out
     expected = [f"{name}/{'train' if i < 5 else 'validation'}/{n}" for i, n in enumerate(numbers)]
     assert [*train.ids, *validation.ids] == expected  # the order of the file, not of the numbers
-    if name == "ytvis2021":
-        n_scored = ytvis.SCORED_BY_SLOTCONTRAST
-        scored = data.open(name, "validation", n_videos=n_scored, root=tmp_path)
-        assert scored.ids == validation.ids[:210]
 
 
 def test_clips_have_frames_and_labels_of_their_video(tmp_path, small):
@@ -317,14 +287,6 @@ def test_check_reads_no_frame_and_no_mask(youtube, monkeypatch):
     monkeypatch.setattr(ytvis, "read_annotations", None)
     monkeypatch.setattr(ytvis, "coco", None)
     assert not data.check("ytvis2021", youtube).missing
-
-
-def test_check_counts_overlaps_when_asked(youtube):
-    path = youtube / "ytvis2021/train/instances.json"
-    pair = [annotation(k, 2, None, runs(c)) for k, c in enumerate((SQUARE_RUNS, COLUMN_RUNS))]
-    write(path, [video(1), video(2)], pair)
-    report = ytvis.check("ytvis2021", youtube, overlaps=True)
-    assert report.present[-1] == "validation: 2 pixels of 1 videos belong to several objects"
 
 
 def test_missing_frames_are_named_before_anything_is_read(youtube):

@@ -12,14 +12,13 @@ from typing import Self
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from slotmatch import paths
 from slotmatch.backbones.base import Backbone, weights_checksum
 from slotmatch.data.clips import HasVideo, content, ids_of
-from slotmatch.data.preprocessing import unit_floats
+from slotmatch.data.preprocessing import float_frames
 from slotmatch.precision import autocast
 from slotmatch.progress import hidden
 
@@ -174,9 +173,9 @@ def encode_frames(frames: np.ndarray, backbone: Backbone) -> Tensor:
     Computed in single precision whatever surrounds it, so that what is kept is always the same.
     """
     device = next(backbone.buffers()).device
-    video = rearrange(torch.from_numpy(frames).to(device), "n h w c -> 1 n c h w")
-    with autocast(video, "no"):
-        return backbone.encode(unit_floats(video))[0].half().cpu()
+    pixels = torch.from_numpy(frames).to(device)
+    with autocast(pixels, "no"):
+        return backbone.encode(float_frames(pixels)[None])[0].half().cpu()
 
 
 def _frames(clips: Sequence[HasVideo], shape: tuple[int, ...]) -> Iterator[np.ndarray]:

@@ -36,6 +36,7 @@ __all__ = [
     "fit_constants",
     "load_lite",
     "position_code",
+    "shared_axes",
     "signal_to_noise",
     "smoothed",
     "stage_maps",
@@ -270,7 +271,7 @@ def _features_of_places(recipe: EmbeddedRecipe, frames: Tensor) -> Tensor:
 def constants_path(recipe: EmbeddedRecipe) -> Path:
     """The file with the fitted constants of an embedded backbone: what they depend on is its name.
 
-    Those of ``RECIPES`` come with the package; ``python -m slotmatch.experiments.eyes`` fits them.
+    Those of ``RECIPES`` come with the package, by ``python -m slotmatch.experiments.eyes fit``.
     """
     stages = "".join(map(str, recipe.stages))
     name = f"embedded_{recipe.network}_stride{recipe.stride}_stages{stages}_blur{recipe.blur:g}"

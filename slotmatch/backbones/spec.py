@@ -12,6 +12,7 @@ __all__ = [
     "IMAGENET_STD",
     "LITES",
     "LITE_MEAN",
+    "LITE_STD",
     "NAMES",
     "RECIPES",
     "STORED_COMPONENTS",

@@ -151,8 +151,8 @@ class SlotBrowser(_State):
             a panel of their own in which each object has the colour of the slot of the first panel
             that covers it best.
         correspondence: for each slot of the panels after the first, the slot of the first panel it
-            answers to, as ``matching.match_slots`` returns for one clip; -1 for none. Default:
-            slots with equal numbers correspond.
+            answers to, as `slotmatch.losses.match_slots` returns for one clip; -1 for none.
+            Default: slots with equal numbers correspond.
         max_frames: longer videos are thinned out by an even step to at most this many; None keeps
             all.
 

@@ -124,7 +124,7 @@ def open_split(
     *,
     n_videos: int | None = None,
     root: str | PathLike[str] | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Davis:
     """The first ``n_videos`` sequences of a split by name, or all.
 

@@ -291,13 +291,12 @@ def plan(
     return Plan(movi.data_folder(name, root), files, told)
 
 
-def fetch(planned: Plan, *, server: Server | None = None, progress: bool = False) -> None:
+def fetch(planned: Plan, *, server: Server | None = None) -> None:
     """Do what ``plan`` said. After a stop of any kind the same call goes on from there.
 
     Args:
         planned: What ``plan`` returned.
         server: The one that ``plan`` asked.
-        progress: Show a bar even when the output is not a terminal.
 
     Raises:
         OSError: the disk is too small, which is told before anything is fetched, or got full;
@@ -318,7 +317,7 @@ def fetch(planned: Plan, *, server: Server | None = None, progress: bool = False
         unit="B",
         unit_scale=True,
         desc=f"fetching {folder.parents[1].name}",
-        disable=False if progress else None,
+        disable=None,
     ) as bar:
         folder.mkdir(parents=True, exist_ok=True)
         for file in planned.missing:

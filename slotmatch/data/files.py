@@ -1,4 +1,4 @@
-"""What the readers of data sets share: lazy clips, and pictures checked as they are read."""
+"""What the readers of data sets share: pictures checked as they are read, and names in a line."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -77,7 +77,13 @@ NAMES = tuple(_RECIPES)
 
 
 def render(name: str, split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Video uint8 (T, H, W, 3) and labels uint8 (T, H, W): a pure function of its arguments."""
+    """Video uint8 (T, H, W, 3) and labels uint8 (T, H, W): a pure function of its arguments.
+
+    Raises:
+        ValueError: a name of no simulated set.
+    """
+    if name not in NAMES:
+        raise ValueError(f"{name!r} is not simulated; choose from {', '.join(NAMES)}")
     key = f"{name}/v{VERSION}/{split}/{index}".encode()
     seed = np.random.SeedSequence(list(hashlib.sha256(key).digest()))
     return render_scene(_RECIPES[name], np.random.default_rng(seed))
@@ -98,14 +104,13 @@ class MiniMovi(LazyClips):
         n_videos: int | None = None,
         root: str | PathLike[str] | None = None,
         progress: bool | None = None,
-        n_workers: int | None = None,
     ) -> None:
         super().__init__(f"{name}/{split}/{i:05d}" for i in range(n_videos or SIZES[split]))
         self.name, self.split = name, split
         self.folder = Path(root or paths.data_dir()) / "minimovi" / f"v{VERSION}" / name / split
         missing = [i for i in range(len(self.ids)) if not self.path(i).is_file()]
         if missing:
-            self._render(missing, n_workers or os.cpu_count() or 1, progress)
+            self._render(missing, progress)
 
     def path(self, index: int) -> Path:
         """The cache file of video ``index``."""
@@ -118,7 +123,7 @@ class MiniMovi(LazyClips):
             return _read(path)
         except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
             warnings.warn(f"{path} is damaged ({error}); rendering it again", stacklevel=2)
-            self._render([position], 1, progress=False)
+            self._render([position], progress=False)
             return _read(path)
 
     def files(self, position: int) -> list[Path]:
@@ -127,9 +132,9 @@ class MiniMovi(LazyClips):
 
     def content(self, position: int) -> str:
         """Of the file's bytes, which are the same wherever the video is rendered."""
-        return hashlib.sha256(self.path(position).read_bytes()).hexdigest()
+        return paths.checksum(self.path(position))
 
-    def _render(self, indices: list[int], n_workers: int, progress: bool | None) -> None:
+    def _render(self, indices: list[int], progress: bool | None) -> None:
         bar = tqdm(
             total=len(indices),
             desc=f"rendering {self.name} {self.split}",
@@ -138,7 +143,7 @@ class MiniMovi(LazyClips):
         )
         # Loky's workers, unlike spawned ones, need no main guard in the script that asks.
         parallel = Parallel(
-            min(n_workers, len(indices)), backend="loky", return_as="generator_unordered"
+            min(os.cpu_count() or 1, len(indices)), backend="loky", return_as="generator_unordered"
         )
         with bar:
             for _ in parallel(

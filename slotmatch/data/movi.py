@@ -34,14 +34,11 @@ from slotmatch import paths
 from slotmatch.data.catalogue import Report, not_here
 from slotmatch.data.clips import LazyClips, LazyVideo
 from slotmatch.data.files import first_videos
-from slotmatch.data.tfrecord import (
-    Feature,
-    decode_example,
-    offsets,
-    read_record,
-)
+from slotmatch.data.tfrecord import Feature, decode_example, offsets, read_record
+from slotmatch.progress import hidden
 
 __all__ = [
+    "FEATURES",
     "INFO",
     "NAMES",
     "PUBLISHED",
@@ -206,7 +203,7 @@ def open_split(
     *,
     n_videos: int | None = None,
     root: str | PathLike[str] | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Movi:
     """The first ``n_videos`` videos of a split, or all; only their shards need to be there.
 
@@ -258,7 +255,7 @@ def check(name: str, root: str | PathLike[str] | None = None) -> Report:
     missing, differs = [], []
     for entry in read_splits(folder, name).values():
         shards = [shard for shard in entry.shards if (folder / shard).is_file()]
-        starts, damaged = _starts(folder, entry, shards, progress=False)
+        starts, damaged = _starts(folder, entry, shards)
         whole = sum(map(len, starts.values()))
         line = (
             f"{entry.split}: {whole} of {entry.n_videos} videos in {len(shards)} of "
@@ -275,7 +272,7 @@ def check(name: str, root: str | PathLike[str] | None = None) -> Report:
 
 
 def _starts(
-    folder: Path, entry: Split, shards: Sequence[str], progress: bool
+    folder: Path, entry: Split, shards: Sequence[str], progress: bool | None = None
 ) -> tuple[dict[str, list[int]], dict[str, str]]:
     """Where the records of each whole shard start, and what is wrong with each damaged one.
 
@@ -293,7 +290,7 @@ def _starts(
         unknown,
         desc=f"indexing {entry.name} {entry.split}",
         unit="shard",
-        disable=False if progress else None,
+        disable=hidden(progress),
     ):
         known.pop(shard, None)
         try:

@@ -28,6 +28,8 @@ __all__ = [
     "Preprocessing",
     "centre_offset",
     "clip_starts",
+    "float_frames",
+    "unit_floats",
 ]
 
 
@@ -56,6 +58,11 @@ def clip_starts(n_frames: int, length: int, *, aligned: bool) -> range:
 def unit_floats(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Frames of any shape as floats in [0, 1]: bytes are divided by 255, floats are in it."""
     return frames.to(dtype) if frames.is_floating_point() else frames.to(dtype) / 255
+
+
+def float_frames(pixels: NDArray[np.uint8] | Tensor) -> Tensor:
+    """Pixels uint8 (...,H,W,3) as frames (...,3,H,W), floats in [0, 1]."""
+    return unit_floats(rearrange(torch.as_tensor(pixels), "... h w c -> ... c h w"))
 
 
 def centre_offset(size: int, side: int) -> int:
@@ -139,7 +146,7 @@ class Preprocessing:
         Whole frames are resized, those pixels black that the square does not depend on, so that
         every pixel of it is computed as it would be without ``cut``, to the last bit.
         """
-        floats = unit_floats(rearrange(frames, "t h w c -> t c h w"))
+        floats = float_frames(frames)
         if self.size is not None and self.square == "crop":
             whole = F.pad(floats, cut.left_out)
             large = self._to(whole, _short_side_to(self.size, *whole.shape[-2:]))

@@ -14,7 +14,7 @@ out of the train file, in the order of the file:
 
 * ``ytvis2021``: the last 300 videos are ``validation``, the rest is ``train``, as in VideoSAUR and
   SlotContrast. SlotContrast's released evaluation scores the first 210 of the 300, because its
-  loader stops there: ``n_videos=SCORED_BY_SLOTCONTRAST`` gives them.
+  loader stops there; so does the protocol of its name (`slotmatch.evaluation.protocols`).
 * ``ovis``: there is no custom to follow. The last 60 of the 607 videos are ``validation``, the
   same tenth as above. A model that was not trained on OVIS may be scored on both splits.
 
@@ -22,7 +22,9 @@ Ids of clips end in the id of the video in the file, such as ``ytvis2021/validat
 result files store them.
 
 **Labels.** The objects of a video are numbered from 1 in the order of the file; crowds are left out
-and a pixel of no object is 0. Categories are not used: the task is to find the objects.
+and a pixel of no object is 0. Where masks of one frame overlap, the object that comes first in the
+file has the pixel; SlotContrast's metrics refuse overlaps, or drop these pixels. Categories are not
+used: the task is to find the objects.
 """
 
 import json
@@ -45,19 +47,16 @@ from slotmatch import paths
 from slotmatch.data.catalogue import Report, not_here
 from slotmatch.data.clips import LazyClips, LazyVideo
 from slotmatch.data.files import first_existing, first_videos, read_frames, some
-from slotmatch.settings import Overlaps, check_choice
 
 __all__ = [
     "HOLD_OUT",
     "PUBLISHED",
-    "SCORED_BY_SLOTCONTRAST",
     "Rle",
     "Video",
     "YouTubeVis",
     "check",
     "label_map",
     "open_split",
-    "overlapped_pixels",
     "read_annotations",
 ]
 
@@ -66,10 +65,6 @@ HOLD_OUT = {"ytvis2021": 300, "ovis": 60}
 
 PUBLISHED = {"ytvis2021": 2985, "ovis": 607}
 """Videos in the published train file."""
-
-SCORED_BY_SLOTCONTRAST = 210
-"""So many videos of ``ytvis2021`` ``validation``, the first ones, give its published numbers."""
-
 
 _SPLITS = ("train", "validation")
 T = TypeVar("T")
@@ -133,23 +128,17 @@ class YouTubeVis(LazyClips):
         prefix: Start of the ids, such as ``ovis/train``.
         videos: What ``read_annotations`` gives.
         frames: Folder of the frames.
-        overlaps: Where masks of one frame overlap, ``first`` gives the pixel to the object that
-            comes first in the file, ``drop`` to none, and ``error`` raises ValueError, as
-            SlotContrast's metrics do. Its switch for overlaps drops the pixels, too.
     """
 
-    def __init__(
-        self, prefix: str, videos: Iterable[Video], frames: Path, overlaps: Overlaps = "first"
-    ) -> None:
-        check_choice("overlaps", overlaps, Overlaps)
-        self.videos, self.frames, self.overlaps = tuple(videos), frames, overlaps
+    def __init__(self, prefix: str, videos: Iterable[Video], frames: Path) -> None:
+        self.videos, self.frames = tuple(videos), frames
         super().__init__(f"{prefix}/{video.id}" for video in self.videos)
 
     def read(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         """Video uint8 (T,H,W,3) and labels int32 (T,H,W) of one clip."""
         video = self.videos[position]
         frames = self.video(position)[:]
-        labels = [label_map(video, t, self.overlaps) for t in range(len(video.file_names))]
+        labels = [label_map(video, t) for t in range(len(video.file_names))]
         return frames, np.stack(labels)
 
     def video(self, position: int) -> LazyVideo:
@@ -168,8 +157,7 @@ def open_split(
     *,
     n_videos: int | None = None,
     root: str | PathLike[str] | None = None,
-    progress: bool = False,
-    overlaps: Overlaps = "first",
+    progress: bool | None = None,
 ) -> YouTubeVis:
     """The first ``n_videos`` videos of a split, or all, in the order of the annotation file.
 
@@ -202,18 +190,11 @@ def open_split(
             f"{len(absent)} frames of {name} {split} are missing in {frames}: {some(absent)}; "
             "unpack its archive again"
         )
-    return YouTubeVis(f"{name}/{split}", videos, frames, overlaps)
+    return YouTubeVis(f"{name}/{split}", videos, frames)
 
 
-def check(name: str, root: str | PathLike[str] | None = None, *, overlaps: bool = False) -> Report:
-    """What of a set is there. Looks for every frame and reads none.
-
-    Args:
-        name: ``ytvis2021`` or ``ovis``.
-        root: Folder that holds the data sets; None gives ``slotmatch.paths.data_dir()``.
-        overlaps: Read all masks as well and count the pixels of the validation split that belong
-            to several objects. Takes about a minute for the published files.
-    """
+def check(name: str, root: str | PathLike[str] | None = None) -> Report:
+    """What of a set is there. Looks for every frame and reads none."""
     layout, folder = _LAYOUTS[name], _folder(name, root)
     annotations, frames = _find(name, root)
     present, missing, differs = [], [], []
@@ -243,14 +224,6 @@ def check(name: str, root: str | PathLike[str] | None = None, *, overlaps: bool 
         )
         if absent:
             missing.append(f"{len(absent)} frames: {some(absent)}")
-    if overlaps and annotations is not None and listed:
-        videos = _held_out(name, read_annotations(annotations))["validation"]
-        pixels = {video.id: overlapped_pixels(video) for video in videos}
-        found = {video: n for video, n in pixels.items() if n}
-        present.append(
-            f"validation: {sum(found.values())} pixels of {len(found)} videos belong to several "
-            "objects"
-        )
     return Report(
         name, folder, tuple(present), tuple(missing), _how(name, root), differs=tuple(differs)
     )
@@ -338,42 +311,18 @@ def _checked(kind: type[Entry], entry: Any, path: Path, what: str) -> Entry:
         ) from error
 
 
-def label_map(video: Video, t: int, overlaps: Overlaps = "first") -> np.ndarray:
+def label_map(video: Video, t: int) -> np.ndarray:
     """Which object each pixel of frame ``t`` belongs to, int32 (H,W); 0 is none.
 
     Raises:
-        ValueError: a damaged mask, or masks overlap and ``overlaps`` is ``error``.
+        ValueError: a damaged mask.
     """
     labels = np.zeros(video.size, np.int32)
-    twice = np.zeros(video.size, bool)
     for number in range(1, len(video.objects) + 1):
         rle = _mask(video, number, t)
         if rle is not None:
-            mask = coco.decode(rle).astype(bool)
-            twice |= mask & (labels != 0)
-            labels[mask & (labels == 0)] = number
-    if overlaps == "error" and twice.any():
-        raise ValueError(
-            f"{np.count_nonzero(twice)} pixels of {video.file_names[t]} in video {video.id} belong "
-            "to several objects; choose overlaps 'first' or 'drop'"
-        )
-    if overlaps == "drop":
-        labels[twice] = 0
+            labels[coco.decode(rle).astype(bool) & (labels == 0)] = number
     return labels
-
-
-def overlapped_pixels(video: Video) -> int:
-    """Pixels that belong to several objects, summed over frames; from run lengths, so fast."""
-    total = 0
-    for t in range(len(video.file_names)):
-        masks = (_mask(video, number, t) for number in range(1, len(video.objects) + 1))
-        seen = twice = _encoded([video.size[0] * video.size[1]], video.size)
-        for mask in masks:
-            if mask is not None:
-                twice = coco.merge([twice, coco.merge([seen, mask], intersect=True)])
-                seen = coco.merge([seen, mask])
-        total += int(coco.area(twice))
-    return total
 
 
 def _folder(name: str, root: str | PathLike[str] | None) -> Path:
@@ -449,13 +398,10 @@ def _compact(node: dict[str, Any]) -> Any:
     if isinstance(counts, str):
         return Rle(size, counts.encode())
     try:
-        return Rle(size, _encoded(counts, (1, 1))["counts"])
+        runs = {"size": [1, 1], "counts": list(counts)}
+        return Rle(size, coco.frPyObjects(runs, 1, 1)["counts"])
     except (OverflowError, TypeError, ValueError):
         return Rle(size, b"")  # found out, with the name of its video, when it is decoded
-
-
-def _encoded(counts: Sequence[int], size: tuple[int, int]) -> dict[str, Any]:
-    return coco.frPyObjects({"size": list(size), "counts": list(counts)}, *size)
 
 
 def _mask(video: Video, number: int, t: int) -> dict[str, Any] | None:

@@ -20,7 +20,6 @@ from tqdm.auto import tqdm
 from slotmatch.backbones import Features
 from slotmatch.data import Clip
 from slotmatch.evaluation.scoring import columns, score_labels, score_masks
-from slotmatch.progress import hidden
 
 __all__ = ["block_grid", "chain", "colours_and_places", "kmeans_per_frame", "kmeans_per_video"]
 
@@ -47,7 +46,6 @@ def kmeans_per_frame(
     n_clusters: int | Literal["true"],
     *,
     seed: int = 0,
-    progress: bool | None = None,
 ) -> Scores:
     """Scores of each frame's patches clustered by their features (scikit-learn's k-means).
 
@@ -60,7 +58,6 @@ def kmeans_per_frame(
         n_clusters: of a frame; ``"true"``: as many as its true labels, background included, which
             no method without labels knows.
         seed: of the first centres.
-        progress: shows a bar; None: if the output is a terminal.
 
     Raises:
         ValueError: no clips, other than one (T,P,F) of features for each, or no clusters.
@@ -72,7 +69,7 @@ def kmeans_per_frame(
         names = chain([fit.cluster_centers_ for fit in fits])
         return np.stack([name[fit.labels_] for name, fit in zip(names, fits, strict=True)])
 
-    return _clustered(clips, features, n_clusters, cluster, progress)
+    return _clustered(clips, features, n_clusters, cluster)
 
 
 def kmeans_per_video(
@@ -81,7 +78,6 @@ def kmeans_per_video(
     n_clusters: int | Literal["true"],
     *,
     seed: int = 0,
-    progress: bool | None = None,
 ) -> Scores:
     """Scores of all patches of a video clustered together: ``kmeans_per_frame`` without chaining.
 
@@ -92,7 +88,7 @@ def kmeans_per_video(
         count = _count(n_clusters, clip.labels)
         return _fit(own.reshape(-1, own.shape[-1]), count, seed).labels_.reshape(own.shape[:2])
 
-    return _clustered(clips, features, n_clusters, cluster, progress)
+    return _clustered(clips, features, n_clusters, cluster)
 
 
 def colours_and_places(clips: Sequence[Clip], grid: int) -> list[np.ndarray]:
@@ -143,7 +139,6 @@ def _clustered(
     features: Features | Sequence[np.ndarray],
     n_clusters: int | str,
     cluster: Callable[[Clip, np.ndarray], np.ndarray],
-    progress: bool | None,
 ) -> Scores:
     """Scores of the patches' clusters (T,P), enlarged as a model's masks are."""
     if n_clusters != "true" and (not isinstance(n_clusters, int) or n_clusters < 1):
@@ -154,7 +149,7 @@ def _clustered(
         zip(clips, features.array if isinstance(features, Features) else features, strict=True),
         desc="k-means",
         total=len(clips),
-        disable=hidden(progress),
+        disable=None,
     )
     # Fits are so small that handing them to threads costs more than it gains.
     with threadpool_limits(1):

@@ -21,7 +21,7 @@ from slotmatch import metrics
 from slotmatch.backbones import Backbone, Features, encode_frames
 from slotmatch.data import Clip
 from slotmatch.data.disturbances import disturb
-from slotmatch.data.preprocessing import unit_floats
+from slotmatch.data.preprocessing import float_frames
 from slotmatch.evaluation.scoring import VALIDATED, columns, joined, outputs, score_labels
 from slotmatch.losses import match_slots, reorder_slots
 from slotmatch.model import VideoSlotModel
@@ -39,6 +39,8 @@ __all__ = [
     "score_against",
     "score_followed",
 ]
+
+KINDS: tuple[Disturbance, ...] = get_args(Disturbance)
 
 
 @dataclass(frozen=True)
@@ -175,29 +177,23 @@ def score_against(
 def disturbed_clips(clips: Iterable[Clip], kind: Disturbance) -> list[Clip]:
     """The same videos after a disturbance; noise is drawn from a clip's number."""
     return [
-        Clip(_pixels(disturb(_unit(clip.video), kind, seed=seed)), clip.labels, clip.id)
+        Clip(_pixels(disturb(float_frames(clip.video), kind, seed=seed)), clip.labels, clip.id)
         for seed, clip in enumerate(clips)
     ]
 
 
 def constancy(
-    model: VideoSlotModel,
-    clips: Sequence[Clip],
-    kinds: Sequence[Disturbance] = get_args(Disturbance),
-) -> dict[str, dict[str, list[float]]]:
+    model: VideoSlotModel, clips: Sequence[Clip]
+) -> dict[Disturbance, dict[str, list[float]]]:
     """``fidelity`` of a model to itself under each disturbance: the ceiling of any student."""
     undisturbed = follow(model, clips)
     return {
         kind: fidelity(follow(model, disturbed_clips(clips, kind)), undisturbed, clips)
-        for kind in kinds
+        for kind in KINDS
     }
 
 
-def feature_change(
-    backbone: Backbone,
-    clips: Sequence[Clip],
-    kinds: Sequence[Disturbance] = get_args(Disturbance),
-) -> dict[str, float]:
+def feature_change(backbone: Backbone, clips: Sequence[Clip]) -> dict[Disturbance, float]:
     """How far features move under each disturbance, as a share of their spread over patches.
 
     The root of the mean squared change over that of the deviation from the mean feature, of all
@@ -213,12 +209,8 @@ def feature_change(
         kind: float(
             ((encoded(disturbed_clips(clips, kind)) - before).square().mean() / spread).sqrt()
         )
-        for kind in kinds
+        for kind in KINDS
     }
-
-
-def _unit(video: np.ndarray) -> Tensor:
-    return unit_floats(rearrange(torch.from_numpy(video), "t h w c -> t c h w"))
 
 
 def _pixels(frames: Tensor) -> np.ndarray:

@@ -17,13 +17,14 @@ from tqdm.auto import tqdm
 from slotmatch import metrics
 from slotmatch.backbones import Features
 from slotmatch.data import Clip
-from slotmatch.data.preprocessing import Preprocessing, unit_floats
+from slotmatch.data.preprocessing import Preprocessing, float_frames
 from slotmatch.evaluation.protocols import ORIGINAL, Protocol, samples
 from slotmatch.model import VideoSlotModel
 from slotmatch.progress import hidden
 from slotmatch.settings import Masks, Precision, check_choice
 
 __all__ = [
+    "VALIDATED",
     "columns",
     "evaluate",
     "evaluate_samples",
@@ -179,8 +180,6 @@ def score_on(
     clips: Sequence[Clip],
     features: Features | np.ndarray | None = None,
     *,
-    batch_size: int = 4,
-    masks: Masks | None = None,
     protocol: Protocol = ORIGINAL,
     process: tuple[int, int] = (0, 1),
     gather: Callable[[list[dict[str, float]]], list[dict[str, float]]] = list,
@@ -210,8 +209,6 @@ def score_on(
                 model,
                 Subset(clips, part),  # type: ignore[arg-type]
                 features=kept and replace(kept, array=kept.array[part.start : part.stop]),
-                batch_size=batch_size,
-                masks=masks,
                 protocol=replace(protocol, n_videos=None),
                 progress=False,
             )
@@ -241,19 +238,13 @@ def grid_oracle(
     )
 
 
-def score_masks(
-    clip: Clip,
-    masks: Tensor,
-    *,
-    grid: tuple[int, int] | None = None,
-    protocol: Protocol = ORIGINAL,
-) -> dict[str, float]:
-    """All metrics of soft masks (T,K,P) against a sample's labels; ``grid`` as in ``label_maps``.
+def score_masks(clip: Clip, masks: Tensor, *, protocol: Protocol = ORIGINAL) -> dict[str, float]:
+    """All metrics of soft masks (T,K,P) on a square grid against a sample's labels.
 
     Raises:
         ValueError: see ``score_labels``.
     """
-    predicted = metrics.label_maps(masks, clip.labels.shape[1:], grid=grid)
+    predicted = metrics.label_maps(masks, clip.labels.shape[1:])
     scores = score_labels(clip, predicted, protocol=protocol)
     return scores | {"mask_entropy": metrics.mask_entropy(masks[int(protocol.skip_first) :])}
 
@@ -333,7 +324,7 @@ def _frames(
             yield torch.from_numpy(np.array(features[:, t]))
         else:
             pixels = torch.from_numpy(np.stack([clip.video[t] for clip in clips])).to(device)
-            yield preprocessing.resize(unit_floats(rearrange(pixels, "b h w c -> b c h w")))
+            yield preprocessing.resize(float_frames(pixels))
 
 
 def _batches(clips: Iterable[Clip], size: int) -> Iterator[list[Clip]]:

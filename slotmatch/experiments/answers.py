@@ -116,20 +116,18 @@ def values(found: Found, method: str, metric: str) -> NDArray[np.float64]:
     return 100 * np.array([run["models"]["student"]["metrics"][metric] for run in found[method]])
 
 
-def differences(
-    found: Found, method: str, metric: str, base: str = "slotmatch"
-) -> NDArray[np.float64]:
-    """Method minus base (m,n), for the seeds that both have and the videos that all score."""
-    own, other = values(found, method, metric), values(found, base, metric)
+def differences(found: Found, method: str, metric: str) -> NDArray[np.float64]:
+    """Method minus SlotMatch (m,n), for the seeds that both have and the videos that all score."""
+    own, other = values(found, method, metric), values(found, "slotmatch", metric)
     shared = min(len(own), len(other))
     between = own[:shared] - other[:shared]
     return between[:, ~np.isnan(between).any(axis=0)]
 
 
-def judged(found: Found, kind: str, metrics: Iterable[str] = HEADINGS) -> dict[str, Verdict]:
+def judged(found: Found, kind: str) -> dict[str, Verdict]:
     """Verdicts on the losses of a kind, ``"with"`` or ``"only"``, that have two seeds or more."""
     losses = {
-        loss: {metric: differences(found, f"{kind}_{loss}", metric) for metric in metrics}
+        loss: {metric: differences(found, f"{kind}_{loss}", metric) for metric in HEADINGS}
         for loss in choices(Distillation)
         if min(len(found.get(f"{kind}_{loss}", ())), len(found["slotmatch"])) > 1
     }
@@ -160,9 +158,9 @@ def claim(found: Mapping[str, Verdict]) -> str:
     return f"{start} {told[0].upper()}{told[1:]}."
 
 
-def effort(found: Found, kind: str = "with") -> str:
-    """How many seeds the verdicts on a kind of losses rest on, in sentences."""
-    methods = ("slotmatch", *(f"{kind}_{loss}" for loss in choices(Distillation)))
+def effort(found: Found) -> str:
+    """How many seeds the verdicts on added losses rest on, in sentences."""
+    methods = ("slotmatch", *(f"with_{loss}" for loss in choices(Distillation)))
     counts = [len(found.get(method, ())) for method in methods]
     fewest, most = min(counts), max(counts)
     told = f"{fewest}" if fewest == most else f"{fewest} to {most}"
@@ -227,16 +225,13 @@ def verdict_table(found: Found, kind: str) -> pd.DataFrame:
             "seeds": str(len(found.get(method, ()))),
         }
         for metric, heading in HEADINGS.items():
-            told = ("-", "-", "-")
+            told, p_value = "-", "-"
             if (own := words.get(loss)) is not None:
                 inner = own.narrower[metric]
-                told = (
-                    f"{own.intervals[metric]:+.1f}",
-                    f"[{inner.low:+.1f}, {inner.high:+.1f}]",
-                    f"{own.p_values[metric]:.3f}",
-                )
-            columns = (f"{heading}, difference", f"{heading}, 90 %", f"{heading}, p")
-            row |= zip(columns, told, strict=True)
+                within = f"[{inner.low:+.1f}, {inner.high:+.1f}]"
+                told = f"{own.intervals[metric]:+.1f}, 90 %: {within}"
+                p_value = f"{own.p_values[metric]:.3f}"
+            row |= {f"{heading}, difference": told, f"{heading}, p": p_value}
         rows[NAMES[method]] = row
     return pd.DataFrame(rows).T.rename_axis("loss")
 
@@ -289,8 +284,8 @@ def tried_table(methods: Iterable[str]) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis("method")
 
 
-def plan_power(found: Found, kind: str = "with", **options: Any) -> pd.DataFrame:
-    """Chances of the plan as run, from the spread among the first three seeds of each loss.
+def plan_power(found: Found, **options: Any) -> pd.DataFrame:
+    """Chances of the plan as run, from the spread among the first three seeds of each added loss.
 
     In per cent: to show a difference of the margin in FG-ARI after correction, and to end within
     the margin where there is no difference.
@@ -298,7 +293,7 @@ def plan_power(found: Found, kind: str = "with", **options: Any) -> pd.DataFrame
     rows = {}
     n_tests = len(choices(Distillation)) * len(HEADINGS)
     for loss in choices(Distillation):
-        method = f"{kind}_{loss}"
+        method = f"with_{loss}"
         if min(len(found.get(method, ())), len(found["slotmatch"])) < PILOT:
             continue
         row = {}
@@ -319,24 +314,22 @@ def plan_power(found: Found, kind: str = "with", **options: Any) -> pd.DataFrame
     return pd.DataFrame(rows).T.rename_axis("loss")
 
 
-def curves(
-    found: Found, methods: Iterable[str], metric: str = "validation_video_fg_ari"
-) -> pd.DataFrame:
-    """A validation score during training, mean over seeds: a column of each method, in points."""
+def curves(found: Found, methods: Iterable[str]) -> pd.DataFrame:
+    """Validation FG-ARI during training, mean over seeds: a column of each method, in points."""
     columns = {}
     for method in methods:
         if method in found:
             runs = [run["models"]["student"]["curve"] for run in found[method]]
-            mean = np.mean([run[metric] for run in runs], axis=0)
+            mean = np.mean([run["validation_video_fg_ari"] for run in runs], axis=0)
             columns[NAMES[method]] = pd.Series(100 * mean, index=runs[0]["step"])
     return pd.DataFrame(columns).rename_axis("step").reset_index()
 
 
-def steps_saved(found: Found, others: Iterable[str] = ("no_term", "teacher_recipe")) -> str:
+def steps_saved(found: Found) -> str:
     """How soon SlotMatch is where methods without it end, in sentences."""
     own = curves(found, ["slotmatch"])
     said = []
-    for method in others:
+    for method in ("no_term", "teacher_recipe"):
         if method not in found:
             continue
         other = curves(found, [method])

@@ -12,6 +12,7 @@ import numpy as np
 from slotmatch import data, paths
 from slotmatch.backbones import weights_checksum
 from slotmatch.data import Clip
+from slotmatch.data.clips import ids_of
 from slotmatch.evaluation import evaluate
 from slotmatch.experiments.select import Experiment, lighter, read_features
 from slotmatch.experiments.students import train_student
@@ -58,7 +59,7 @@ def lighter_students(experiment: Experiment, output: Path, *, started: float) ->
         seeds=[experiment.student.seed],
         dataset=experiment.dataset,
         split="test",
-        ids=[clip.id for clip in clips],
+        ids=ids_of(clips),
         models=_scored_and_timed(experiment, clips, models),
         started=started,
     )
@@ -68,6 +69,7 @@ def committed_students(experiment: Experiment) -> dict[str, Any]:
     """What ``lighter_students`` gave for the preset ``mini``, from its committed result file.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: the file belongs to another teacher, recipe or version of the data.
     """
     found = results.read_results(paths.RESULTS / "lighter" / "results.json")

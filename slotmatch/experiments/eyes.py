@@ -10,17 +10,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from slotmatch import data, paths
 from slotmatch.backbones import RECIPES, build, cached_features, resize_frames
 from slotmatch.backbones.embedded import constants_path, fit_constants
 from slotmatch.data import Clip
+from slotmatch.data.clips import ids_of
 from slotmatch.data.disturbances import disturb
-from slotmatch.data.preprocessing import unit_floats
+from slotmatch.data.preprocessing import float_frames
 from slotmatch.evaluation import feature_change, grid_oracle
 from slotmatch.evaluation.baselines import kmeans_per_video
 from slotmatch.experiments.select import SIZES
@@ -56,8 +57,7 @@ def fit_all() -> None:
 def _frames(name: str) -> Tensor:
     """Frames (N,3,H,W) in [0, 1] of training videos of a data set."""
     clips = data.open(name, "train", n_videos=N_VIDEOS)
-    videos = torch.stack([torch.from_numpy(clip.video[::EVERY].copy()) for clip in clips])
-    return unit_floats(rearrange(videos, "n t h w c -> (n t) c h w"))
+    return float_frames(np.concatenate([clip.video[::EVERY] for clip in clips]))
 
 
 def measure(dataset: str, output: Path) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def measure(dataset: str, output: Path) -> dict[str, Any]:
         seeds=[0],
         dataset=dataset,
         split="validation",
-        ids=[clip.id for clip in clips],
+        ids=ids_of(clips),
         models=models,
         started=started,
     )
@@ -104,8 +104,10 @@ def eyes_table(found: Mapping[str, Any]) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["measure"]:
+    if sys.argv[1:] == ["fit"]:
+        fit_all()
+    elif sys.argv[1:] == ["measure"]:
         for name in data.EMBEDDED:
             measure(name, paths.RESULTS / f"eyes.{name}" / "results.json")
     else:
-        fit_all()
+        raise SystemExit("give fit or measure")

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from slotmatch import paths
 from slotmatch.backbones import Features
 from slotmatch.data import Clip
+from slotmatch.data.clips import ids_of
 from slotmatch.evaluation import Followed, follow
 from slotmatch.evaluation.scoring import columns, score_masks
 from slotmatch.experiments.select import Experiment, read_features, select, training_clips
@@ -39,6 +40,8 @@ from slotmatch.training.step import slotmatch_step
 from slotmatch.training.student import PROJECTED, Student
 
 __all__ = [
+    "COMPARED",
+    "MEASURES",
     "gradient_shares",
     "mask_bound",
     "measure",
@@ -155,7 +158,7 @@ def slopes_of(decoder: MLPDecoder, slots: Tensor) -> Tensor:
     first, last = cast("nn.Linear", decoder.layers[0]), cast("nn.Linear", decoder.layers[-1])
 
     def total(places: Tensor, slot: Tensor) -> Tensor:
-        return (decoder._hidden(first(slot)[None, None], places) @ last.weight[-1]).sum()
+        return (decoder.hidden(first(slot)[None, None], places) @ last.weight[-1]).sum()
 
     gradients = torch.func.vmap(torch.func.grad(total), in_dims=(None, 0))
     places = F.linear(decoder.positions, first.weight)
@@ -228,7 +231,7 @@ def measure(output: Path, *, training: Path | None = None) -> dict[str, Any]:
         seeds=[experiment.student.seed],
         dataset=experiment.dataset,
         split="validation",
-        ids=[clip.id for clip in clips],
+        ids=ids_of(clips),
         models={
             **_swapped(models, followed, clips),
             "student, measures": {"metrics": columns(_measures(models, followed, clips))},
@@ -327,14 +330,13 @@ def _along(experiment: Experiment, teacher: VideoSlotModel, folder: Path) -> dic
     """``gradient_shares`` along the training of a student, on training clips."""
     config = replace(experiment.student, validate_every=experiment.student.steps // 12)
     student = VideoSlotModel(experiment.models.student)
+    read = [cast("Features", training_clips(experiment, one)) for one in (student, teacher)]
     patches = torch.arange(experiment.models.student.n_patches)
 
     def clips(first: int) -> Batch:
         own, theirs = (
-            torch.from_numpy(
-                np.array(_array(training_clips(experiment, model))[first : first + N_CLIPS])
-            ).float()
-            for model in (student, teacher)
+            torch.from_numpy(np.array(features[first : first + N_CLIPS])).float()
+            for features in read
         )
         return Batch(0, own, theirs, patches, config.seed, first=0, size=N_CLIPS)
 
@@ -358,10 +360,6 @@ def _shares(
             return gradient_shares(student, teacher, batch, elsewhere, config)
 
     return validate
-
-
-def _array(clips: Any) -> np.ndarray:
-    return np.asarray(clips.array)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-from einops import rearrange
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation
 
-from slotmatch.backbones import resize_frames
-from slotmatch.data.preprocessing import unit_floats
+from slotmatch.data.preprocessing import float_frames
 from slotmatch.metrics import label_maps
 from slotmatch.model import VideoSlotModel
 
@@ -26,9 +24,7 @@ HALO = 5
 @torch.no_grad()
 def attention_by_iteration(model: VideoSlotModel, frame: NDArray[np.uint8]) -> list[Labels]:
     """Each pixel's slot (H,W) after each iteration of slot attention on a first frame (H,W,3)."""
-    assert model.backbone is not None
-    pixels = unit_floats(rearrange(torch.from_numpy(frame), "h w c -> 1 c h w"))
-    features = model.encode(resize_frames(pixels, model.backbone.image_size)[None])
+    features = model.encode(float_frames(frame[None, None]))
     keys, values = model.slot_attention.project(model.transform(features)[:, 0])
     slots, found = model.initial_slots(1), []
     for _ in range(model.config.first_iterations):

@@ -20,12 +20,13 @@ import torch
 
 from slotmatch import data, evaluation, metrics, paths
 from slotmatch.data import Clip
+from slotmatch.data.clips import ids_of
 from slotmatch.evaluation import Followed
 from slotmatch.experiments.conditions import N_TEST
 from slotmatch.experiments.shipped import identity
 from slotmatch.experiments.standings import kept, rounded
 from slotmatch.model import VideoSlotModel, load
-from slotmatch.profiling import take_turns
+from slotmatch.profiling import milliseconds, take_turns
 from slotmatch.reporting import results
 from slotmatch.settings import Role, choices
 from slotmatch.sharing.onnx import OnnxModel, calibration_frames, export_onnx, frames_of
@@ -102,7 +103,7 @@ def measure(
         seeds=[0],
         dataset=dataset,
         split="test",
-        ids=[clip.id for clip in clips],
+        ids=ids_of(clips),
         models=entries,
         started=started,
     )
@@ -161,13 +162,7 @@ def follow_file(file: Path, clips: Sequence[Clip]) -> list[Followed]:
 def timing(file: Path, frames: np.ndarray) -> Callable[[], float]:
     """The job that tells a file's milliseconds a frame."""
     model = OnnxModel(file, n_threads=1)
-
-    def job() -> float:
-        started = time.perf_counter()
-        model(frames)
-        return 1000 * (time.perf_counter() - started) / len(frames)
-
-    return job
+    return lambda: milliseconds(lambda: model(frames)) / len(frames)
 
 
 def entry(role: str, precision: str) -> str:

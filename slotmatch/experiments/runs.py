@@ -65,7 +65,7 @@ def run(
         output: the run's folder.
         teacher_file: of the student's teacher, see ``experiments.read_teacher``; empty: the one
             that ``experiments.load_teacher`` finds.
-        decoded: keep decoded frames on disk (``loading.DecodedClips``).
+        decoded: keep decoded frames on disk (`slotmatch.data.decoded.DecodedClips`).
         workers: processes that read ahead.
         say: where sentences about the run go.
 

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -30,9 +30,8 @@ def evaluate_to_file(
     protocol: str | None = None,
     masks: Masks | None = None,
     precision: Precision = "no",
-    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Score a model, write the scores of each video and where they come from, and return them.
+    """Score a model, print its scores, write those of each video and their origin, return them.
 
     Args:
         model: what ``slotmatch.model.load`` takes.
@@ -43,7 +42,6 @@ def evaluate_to_file(
         protocol: None: original, or slotcontrast for a real data set.
         masks: None: the protocol's.
         precision: see ``slotmatch.evaluation.evaluate``; the file's config has it.
-        say: where sentences about the scores go.
 
     Raises:
         ValueError: an unknown name, a protocol that has no rules for the data set, or a precision
@@ -84,9 +82,7 @@ def evaluate_to_file(
     )
     content["data"]["videos"] = len(clips)
     results.write_results(output, content)
-    for line in _summary(content, rules, clips):
-        say(line)
-    say(f"all of it is in {output}")
+    print(*_summary(content, rules, clips), f"all of it is in {output}", sep="\n")
     return content
 
 

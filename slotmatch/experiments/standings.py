@@ -15,6 +15,7 @@ import pandas as pd
 
 from slotmatch import data, evaluation, paths
 from slotmatch.data import Clip
+from slotmatch.data.clips import ids_of
 from slotmatch.evaluation import baselines
 from slotmatch.experiments.conditions import Condition, planned
 from slotmatch.experiments.select import read_features
@@ -23,7 +24,19 @@ from slotmatch.model import load
 from slotmatch.reporting import results
 from slotmatch.settings import Role, Size, choices
 
-__all__ = ["by_fact", "extremes", "facts", "kept", "measure", "path", "rounded", "worst"]
+__all__ = [
+    "COLUMNS",
+    "by_fact",
+    "difference_table",
+    "extremes",
+    "facts",
+    "kept",
+    "measure",
+    "path",
+    "read_standings",
+    "rounded",
+    "worst",
+]
 
 KEPT = ("video_fg_ari", "image_fg_ari", "video_mbo", "image_mbo", "j_and_f", "identity_switches")
 """Metrics of the files, beside a student's fidelity."""
@@ -101,7 +114,7 @@ def measure(dataset: str, output: Path, *, preset: Size = "mini") -> dict[str, A
         seeds=[0],
         dataset=dataset,
         split="test",
-        ids=[clip.id for clip in clips],
+        ids=ids_of(clips),
         models=entries,
         started=started,
         facts=facts(clips),
@@ -180,6 +193,8 @@ def rounded(scores: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or data.EMBEDDED:
-        data.check_name(name)
+    names = sys.argv[1:] or data.EMBEDDED
+    if unknown := [name for name in names if name not in data.EMBEDDED]:
+        raise SystemExit(f"{', '.join(unknown)} is not among {', '.join(data.EMBEDDED)}")
+    for name in names:
         measure(name, path(name))

@@ -19,6 +19,7 @@ from joblib import Parallel, delayed, parallel_config
 
 from slotmatch import paths
 from slotmatch.backbones import weights_checksum
+from slotmatch.data.clips import ids_of
 from slotmatch.evaluation import constant_slots, evaluate, fidelity, follow, score_against
 from slotmatch.experiments.select import Experiment, read_features, select, training_clips
 from slotmatch.experiments.teachers import load_teacher
@@ -27,7 +28,7 @@ from slotmatch.reporting import report, results
 from slotmatch.training import TrainConfig, train
 from slotmatch.training.loop import Validate
 
-__all__ = ["seeds", "train_student", "train_students", "tried", "try_all"]
+__all__ = ["RATES", "seeds", "train_student", "train_students", "tried", "try_all"]
 
 RATES = (1e-3, 2e-3, 4e-3)
 BETAS = (0.3, 1.0, 3.0, 10.0)
@@ -74,8 +75,8 @@ def train_students(
     folder: Path,
     *,
     validate: Validate | None = None,
-) -> dict[str, tuple[VideoSlotModel, pd.DataFrame]]:
-    """All students of an experiment, each as ``train_student`` gives it, in files of a folder.
+) -> dict[str, tuple[VideoSlotModel, pd.DataFrame, str]]:
+    """All students of an experiment, in files of a folder: model, log and checksum of its file.
 
     Without a GPU they train side by side, each in a process of one thread, so that how many cores a
     machine has changes the time and not the order in which numbers are added.
@@ -89,7 +90,10 @@ def train_students(
             delayed(train_student)(experiment, config, teacher, files[name], validate=validate)
             for name, config in experiment.students.items()
         )
-    return dict(zip(files, trained, strict=True))
+    return {
+        name: (*own, paths.checksum(file))
+        for (name, file), own in zip(files.items(), trained, strict=True)
+    }
 
 
 def tried(experiment: Experiment) -> dict[str, TrainConfig]:
@@ -149,7 +153,7 @@ def try_all(
         seeds=[experiment.student.seed],
         dataset=experiment.dataset,
         split="validation",
-        ids=[clip.id for clip in clips],
+        ids=ids_of(clips),
         models=models,
         started=started,
     )

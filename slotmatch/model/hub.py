@@ -26,7 +26,7 @@ ANSWER_TIMEOUT = 5.0
 """Seconds that the hub has for a first answer when a model is fetched."""
 
 
-def fetch(address: str, *, token: str | None = None, endpoint: str | None = None) -> Path:
+def fetch(address: str, *, endpoint: str | None = None) -> Path:
     """The weights' file of a shared model, from the hub or from its cache on this machine.
 
     ``address`` is ``"hf://user/name"`` or ``"hf://user/name@revision"``, with a branch, a tag or a
@@ -36,7 +36,7 @@ def fetch(address: str, *, token: str | None = None, endpoint: str | None = None
     Raises:
         ValueError: another kind of address.
         FileNotFoundError: no such repository, revision or model.
-        PermissionError: it may not be read with this token.
+        PermissionError: it may not be read with the token of ``hf auth login`` or ``HF_TOKEN``.
         ConnectionError: the hub does not answer, and no copy is in the cache.
     """
     repo_id, _, revision = address.removeprefix(HUB).partition("@")
@@ -52,7 +52,6 @@ def fetch(address: str, *, token: str | None = None, endpoint: str | None = None
                 repo_id,
                 WEIGHTS,
                 revision=revision or None,
-                token=token,
                 endpoint=endpoint,
                 etag_timeout=ANSWER_TIMEOUT,
             )

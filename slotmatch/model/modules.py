@@ -318,11 +318,14 @@ class MLPDecoder(nn.Module):
     def logits(self, slots: Tensor) -> Tensor:
         """What the masks are the softmax of: (B,K,P) of slots (B,K,D), all patches at once."""
         first, last = cast("nn.Linear", self.layers[0]), cast("nn.Linear", self.layers[-1])
-        hidden = self._hidden(first(slots), F.linear(self.positions, first.weight))
+        hidden = self.hidden(first(slots), F.linear(self.positions, first.weight))
         return rearrange(hidden @ last.weight[-1] + last.bias[-1], "b p k -> b k p")
 
-    def _hidden(self, of_slots: Tensor, of_positions: Tensor) -> Tensor:
-        """The last hidden vectors (b,p,K,H)."""
+    def hidden(self, of_slots: Tensor, of_positions: Tensor) -> Tensor:
+        """The last hidden vectors (b,p,K,H) of what the first layer makes of slots and positions.
+
+        That is (b,K,H) and (p,H).
+        """
         hidden = rearrange(of_slots, "b k h -> b 1 k h") + rearrange(of_positions, "p h -> p 1 h")
         hidden = hidden.relu_()
         for layer in list(self.layers)[1:-1]:
@@ -330,12 +333,9 @@ class MLPDecoder(nn.Module):
         return hidden
 
     def _piece(self, of_slots: Tensor, of_positions: Tensor, reconstruct: bool) -> list[Tensor]:
-        """Masks (b,p,K) of a few frames and patches and, if asked, their features (b,p,F).
-
-        In comes what the first layer makes of the slots (b,K,H) and of the positions (p,H).
-        """
+        """Masks (b,p,K) and, if asked, features (b,p,F) of what ``hidden`` takes."""
         last = cast("nn.Linear", self.layers[-1])
-        hidden = self._hidden(of_slots, of_positions)
+        hidden = self.hidden(of_slots, of_positions)
         masks = full_precision(hidden @ last.weight[-1] + last.bias[-1]).softmax(dim=-1)
         if not reconstruct:
             return [masks]

@@ -19,7 +19,16 @@ from slotmatch.model.network import VideoSlotModel, fill
 from slotmatch.model.presets import PRESETS, ModelConfig
 from slotmatch.tensors import UNREADABLE
 
-__all__ = ["Released", "describe", "read_tensors", "released_name", "translate"]
+__all__ = [
+    "FINAL_NORM",
+    "RELEASED",
+    "Released",
+    "describe",
+    "from_slotcontrast",
+    "read_tensors",
+    "released_name",
+    "translate",
+]
 
 RELEASED = ".ckpt"
 """Suffix of the files that SlotContrast's authors released."""

@@ -115,10 +115,10 @@ def count(sizes: Iterable[str] = SIZES) -> Counts:
     )
 
 
-def parameter_table(counts: Counts, sizes: Iterable[str] = MEASURED) -> pd.DataFrame:
-    """Parameters of each part, a column for each model."""
+def parameter_table(counts: Counts) -> pd.DataFrame:
+    """Parameters of each part, a column for each model of the sizes that are measured."""
     columns = {
-        (name, role): counts.parameters[name, role] for name in sizes for role in choices(Role)
+        (name, role): counts.parameters[name, role] for name in MEASURED for role in choices(Role)
     }
     return pd.DataFrame(columns).map("{:,}".format)
 

@@ -22,6 +22,7 @@ __all__ = [
     "METHOD_COLORS",
     "align_truth",
     "banner",
+    "contact_sheet",
     "cost_scatter",
     "forest",
     "mask_grid",
@@ -414,18 +415,16 @@ def cost_scatter(
     costs: Mapping[str, float],
     ax: Axes | None = None,
     *,
-    xlabel: str = "ms per frame",
     ylabel: str = "score (%)",
 ) -> Axes:
-    """The score of each model, with its interval, against its cost on a logarithmic axis.
+    """The score of each model, with its interval, against its time on a logarithmic axis.
 
     Models differ in marker as well as in colour.
 
     Args:
         intervals: (estimate, lower end, upper end) by model, in the unit that ``ylabel`` names.
-        costs: above 0, of the same models.
+        costs: milliseconds a frame, above 0, of the same models.
         ax: where to draw; default a new figure.
-        xlabel: name of the cost, with its unit.
         ylabel: name of the score, with its unit and the kind of interval.
 
     Raises:
@@ -450,7 +449,7 @@ def cost_scatter(
             capsize=3,
             elinewidth=1.4,
         )
-    ax.set(xlabel=f"{xlabel} (log scale)", ylabel=ylabel, xscale="log")
+    ax.set(xlabel="ms per frame (log scale)", ylabel=ylabel, xscale="log")
     ax.margins(x=0.12)
     for axis_formatter in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
         axis_formatter(mpl.ticker.LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from slotmatch import data, paths
 from slotmatch.profiling import times_faster
@@ -22,6 +23,7 @@ from slotmatch.reporting import stats
 __all__ = [
     "FIDELITY",
     "HEADINGS",
+    "SCORES",
     "comparison_table",
     "dashed",
     "difference",
@@ -32,6 +34,7 @@ __all__ = [
     "read_results",
     "run_results",
     "score_table",
+    "seeds_difference",
     "write_results",
 ]
 
@@ -338,8 +341,6 @@ def _source_revision() -> dict[str, Any] | None:
 
 
 def _hardware() -> dict[str, Any]:
-    import torch
-
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -30,9 +30,9 @@ FLOORS = (
 """The rooms from the top floor down: a room imports from floors below its own."""
 
 
-def module_imports(package: Path = paths.PACKAGE) -> dict[str, set[str]]:
+def module_imports() -> dict[str, set[str]]:
     """The modules of this package that each of its modules imports, late imports included."""
-    files = {_name(path, package): path for path in package.rglob("*.py")}
+    files = {_name(path): path for path in paths.PACKAGE.rglob("*.py")}
     found: dict[str, set[str]] = {}
     for name, path in files.items():
         wanted: set[str] = set()
@@ -102,8 +102,8 @@ def draw(imports: Mapping[str, set[str]]) -> Figure:
     return figure
 
 
-def _name(path: Path, package: Path) -> str:
-    parts = path.relative_to(package.parent).with_suffix("").parts
+def _name(path: Path) -> str:
+    parts = path.relative_to(paths.REPOSITORY).with_suffix("").parts
     return ".".join(parts).removesuffix(".__init__")
 
 

@@ -1,4 +1,4 @@
-"""Uncertainty of scores: intervals for means over videos, paired differences, equivalence.
+"""Uncertainty of scores: intervals of means and paired differences over videos, and over seeds.
 
 Most functions take one value per video and treat the videos as a random draw of more videos of the
 same kind. What another training seed would change is only in `crossed`.
@@ -16,10 +16,8 @@ from scipy.stats import bootstrap
 
 __all__ = [
     "Crossed",
-    "Equivalence",
     "Interval",
     "crossed",
-    "equivalence",
     "mean_interval",
     "paired_difference",
 ]
@@ -44,23 +42,6 @@ class Interval(NamedTuple):
     def times(self, factor: float) -> "Interval":
         """In another unit."""
         return Interval(*(factor * number for number in self))
-
-
-@dataclass(frozen=True)
-class Equivalence:
-    """Outcome of `equivalence`.
-
-    Attributes:
-        difference: Mean difference and its interval of confidence 1 - 2 alpha.
-        margin: Difference, in either direction, that would be too small to matter.
-        p_value: Largest of the two one-sided p-values.
-        equivalent: The interval lies inside the margin, which is the same as p_value < alpha.
-    """
-
-    difference: Interval
-    margin: float
-    p_value: float
-    equivalent: bool
 
 
 def mean_interval(
@@ -106,14 +87,7 @@ def mean_interval(
     return Interval(float(array.mean()), float(found.low), float(found.high))
 
 
-def paired_difference(
-    a: Values,
-    b: Values,
-    *,
-    confidence: float = 0.95,
-    n_resamples: int = 9999,
-    seed: int = 0,
-) -> Interval:
+def paired_difference(a: Values, b: Values) -> Interval:
     """Mean of ``a - b`` over the videos, with the interval of `mean_interval`.
 
     Two models scored on the same videos share what is hard about each; their difference per video
@@ -122,16 +96,17 @@ def paired_difference(
     Args:
         a: One value per video (n,).
         b: The other model's values of the same videos, in the same order.
-        confidence: See `mean_interval`.
-        n_resamples: See `mean_interval`.
-        seed: See `mean_interval`.
 
     Raises:
         ValueError: Unequal numbers of values, and what `mean_interval` raises.
     """
-    return mean_interval(
-        _differences(a, b), confidence=confidence, n_resamples=n_resamples, seed=seed
-    )
+    first, second = _checked(a, "a"), _checked(b, "b")
+    if len(first) != len(second):
+        raise ValueError(
+            f"a has {len(first)} values and b {len(second)}: pass one per video, the same videos "
+            "in the same order"
+        )
+    return mean_interval(first - second)
 
 
 @dataclass(frozen=True)
@@ -206,51 +181,9 @@ def crossed(values: Sequence[Sequence[float]] | NDArray[Any]) -> Crossed:
     )
 
 
-def equivalence(a: Values, b: Values, margin: float, *, alpha: float = 0.05) -> Equivalence:
-    """Two one-sided paired t-tests (TOST, Schuirmann 1987): is the mean of ``a - b`` nearly 0?
-
-    A difference that is not significant is no sign of equality; this test is, as it takes "apart by
-    ``margin`` or more" for its null hypothesis.
-
-    Args:
-        a: One value per video (n,), at least two.
-        b: The other model's values of the same videos, in the same order.
-        margin: Smallest difference that would matter, above 0, in the unit of the values.
-        alpha: Level of the test, between 0 and 0.5.
-
-    Raises:
-        ValueError: Fewer than two or unequal numbers of values, nan or infinity among them, a
-            margin that is not positive, alpha outside 0 to 0.5.
-    """
-    differences = _differences(a, b)
-    n = len(differences)
-    if n < 2:
-        raise ValueError("equivalence needs the values of at least 2 videos, got 1")
-    if not 0 < margin < math.inf:
-        raise ValueError(f"margin must be above 0, got {margin}: how much would matter?")
-    if not 0 < alpha < 0.5:
-        raise ValueError(f"alpha must be between 0 and 0.5, got {alpha}; usual is 0.05")
-    mean = float(differences.mean())
-    error = float(differences.std(ddof=1) / math.sqrt(n)) if np.ptp(differences) else 0.0
-    half = error * float(stdtrit(n - 1, 1 - alpha))
-    room = margin - abs(mean)  # to the nearer end of the margin: the test that decides
-    p_value = float(stdtr(n - 1, -room / error)) if error else float(room <= 0)
-    return Equivalence(Interval(mean, mean - half, mean + half), margin, p_value, p_value < alpha)
-
-
 def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}; usual is 0.95")
-
-
-def _differences(a: Values, b: Values) -> NDArray[np.float64]:
-    first, second = _checked(a, "a"), _checked(b, "b")
-    if len(first) != len(second):
-        raise ValueError(
-            f"a has {len(first)} values and b {len(second)}: pass one per video, the same videos "
-            "in the same order"
-        )
-    return first - second
 
 
 def _checked(values: Values, name: str) -> NDArray[np.float64]:

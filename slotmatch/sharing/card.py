@@ -26,6 +26,7 @@ from slotmatch.reporting.results import SCORES, half_precision, numbers
 __all__ = ["CARD", "CONFIG", "model_card", "write_folder"]
 
 CONFIG, CARD = "config.json", "README.md"
+Texts = Mapping[str, str | float | int]
 TAGS = ("object-centric-learning", "slot-attention", "unsupervised", "video-segmentation")
 
 
@@ -59,6 +60,7 @@ def model_card(
     """
     config = model.config
     name = None if results is None else _entry(results, model, entry, sha256)
+    texts = {} if results is None else numbers(results)
     body = _shipped("card.md").format(
         title=title,
         about=about
@@ -70,7 +72,7 @@ def model_card(
         model=_table(_facts(model, sha256)),
         backbone=_backbone_text(model),
         training=_training_text(results, name),
-        scores=_scores_text(results, name, sha256),
+        scores=_scores_text(results, texts, name, sha256),
         supervision=(
             "* The backbone's features saw labels of images, so the system as a whole is not "
             "unsupervised.\n"
@@ -87,7 +89,7 @@ def model_card(
         tags=["slotmatch", *TAGS],
         base_model=_base_model(config.backbone),
         model_name=title,
-        eval_results=_eval_results(results, name) or None,
+        eval_results=_eval_results(results, texts, name) or None,
     )
     return str(ModelCard(f"---\n{front.to_yaml()}\n---\n\n{body}"))
 
@@ -225,13 +227,15 @@ def _training_text(results: Mapping[str, Any] | None, entry: str | None) -> str:
     )
 
 
-def _scores_text(results: Mapping[str, Any] | None, entry: str | None, sha256: str | None) -> str:
+def _scores_text(
+    results: Mapping[str, Any] | None, texts: Texts, entry: str | None, sha256: str | None
+) -> str:
     if results is None or entry is None:
         return (
             "None were given with this model. Measure before you rely on it: `slotmatch evaluate`."
         )
-    data, texts = results["data"], numbers(results)
-    rows = [(SCORES[key], str(texts[f"{entry}_{key}"])) for key in _scored(results, entry)]
+    data = results["data"]
+    rows = [(SCORES[key], str(texts[f"{entry}_{key}"])) for key in _scored(texts, entry)]
     protocol = results.get("protocol", {})
     window, masks = protocol.get("window"), protocol.get("masks") or results["config"].get("masks")
     pieces = "videos" if window is None else f"pieces of {window} frames"
@@ -254,15 +258,16 @@ def _scores_text(results: Mapping[str, Any] | None, entry: str | None, sha256: s
     )
 
 
-def _scored(results: Mapping[str, Any], entry: str) -> list[str]:
-    texts = numbers(results)
+def _scored(texts: Texts, entry: str) -> list[str]:
     return [key for key in SCORES if f"{entry}_{key}" in texts]
 
 
-def _eval_results(results: Mapping[str, Any] | None, entry: str | None) -> list[EvalResult]:
+def _eval_results(
+    results: Mapping[str, Any] | None, texts: Texts, entry: str | None
+) -> list[EvalResult]:
     if results is None or entry is None:
         return []
-    data, texts, half = results["data"], numbers(results), half_precision(results)
+    data, half = results["data"], half_precision(results)
     return [
         EvalResult(
             task_type="image-segmentation",
@@ -275,7 +280,7 @@ def _eval_results(results: Mapping[str, Any] | None, entry: str | None) -> list[
             metric_value=round(float(texts[f"{entry}_{key}_mean"]), 1),
             metric_args={"precision": half} if half else None,
         )
-        for key in _scored(results, entry)
+        for key in _scored(texts, entry)
     ]
 
 

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from einops import rearrange
 from numpy.typing import NDArray
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -33,7 +32,7 @@ from torch import Tensor, nn
 from slotmatch import paths
 from slotmatch.backbones import resize_frames
 from slotmatch.data import Clip
-from slotmatch.data.preprocessing import unit_floats
+from slotmatch.data.preprocessing import float_frames
 from slotmatch.extras import require
 from slotmatch.model import VideoSlotModel
 from slotmatch.model.modules import LearnedSlots
@@ -133,8 +132,7 @@ def export_onnx(
 
 def frames_of(video: NDArray[np.uint8], image_size: int) -> NDArray[np.float32]:
     """A video (T,H,W,3) as frames (T,3,S,S), squares that a file of this size takes."""
-    pixels = rearrange(torch.from_numpy(np.ascontiguousarray(video)), "t h w c -> t c h w")
-    return resize_frames(unit_floats(pixels), image_size).numpy()
+    return resize_frames(float_frames(np.ascontiguousarray(video)), image_size).numpy()
 
 
 def calibration_frames(clips: Iterable[Clip], image_size: int) -> NDArray[np.float32]:

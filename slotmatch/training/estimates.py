@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from slotmatch.model import ModelConfig
+from slotmatch.precision import HALVES
 from slotmatch.profiling import count_flops, count_parameters, now, without_memory
+from slotmatch.settings import Precision
 from slotmatch.training.loading import Batch
 from slotmatch.training.recipe import TrainConfig
 from slotmatch.training.step import slotmatch_step
@@ -180,11 +182,10 @@ def stored_bytes(module: nn.Module, features: Tensor, run: Callable[[], object])
     )
 
 
-def device_speed(mixed_precision: str = "no") -> float:
+def device_speed(mixed_precision: Precision = "no") -> float:
     """FLOP a second of a large matrix product on the device that would train."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kinds = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    kind, side = kinds[mixed_precision], SIDE[device.type]
+    kind, side = HALVES.get(mixed_precision, torch.float32), SIDE[device.type]
     matrix = torch.ones(side, side, device=device, dtype=kind)
     matrix @ matrix
     started, rounds = now(device), 0

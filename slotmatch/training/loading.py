@@ -191,7 +191,7 @@ class FeatureClips:
         array = self.features.array
         return {
             "shape": list(array.shape),
-            "sha256": _digest(array),
+            "sha256": hashlib.sha256(np.ascontiguousarray(array).data).hexdigest(),
             "encoder": self.features.encoder,
         }
 
@@ -385,7 +385,3 @@ def batches(
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # or it would draw a seed from the global one
     )
-
-
-def _digest(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
