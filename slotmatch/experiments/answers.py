@@ -16,7 +16,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from slotmatch.experiments.conditions import METHODS, Condition, candidates, planned
-from slotmatch.experiments.study import CHOSEN_ON, Run, chosen, seeds_planned
+from slotmatch.experiments.study import (
+    CHOSEN_ON,
+    Run,
+    chosen,
+    seeds_planned,
+    tried,
+    tryouts,
+)
 from slotmatch.reporting import plots
 from slotmatch.reporting.results import FIDELITY, HEADINGS, read_results
 from slotmatch.reporting.stats import Interval, crossed
@@ -100,11 +107,14 @@ def read_study(dataset: str = CHOSEN_ON) -> dict[str, list[dict[str, Any]]]:
 
 
 def _files(dataset: str, method: str) -> Iterable[Path]:
-    tried = (_tried(method, setting) for setting in candidates()[method])
-    if len(candidates()[method]) > 1 and not all(path.is_file() for path in tried):
+    if not _is_tried(method):
         return []  # nothing was chosen yet
     setting = chosen(method)
     return (Run(dataset, method, setting, seed, "test").path for seed in range(MAX_SEEDS))
+
+
+def _is_tried(method: str) -> bool:
+    return all(run.path.is_file() for run in tryouts([method]))
 
 
 def _tried(method: str, setting: str) -> Path:
@@ -272,14 +282,8 @@ def tried_table(methods: Iterable[str]) -> pd.DataFrame:
     """Validation FG-ARI of the candidates of each method that has made its choice: the best."""
     rows = {}
     for method in methods:
-        scores = {}
-        for setting in candidates()[method]:
-            path = _tried(method, setting)
-            if path.is_file():
-                found = read_results(path)["models"]["student"]["metrics"]["video_fg_ari"]
-                scores[setting] = 100 * float(np.nanmean(found))
-        if len(scores) == len(candidates()[method]) > 1:
-            texts = [f"{own:.1f} ({setting})" for setting, own in scores.items()]
+        if _is_tried(method) and (scores := tried(method)):
+            texts = [f"{100 * own:.1f} ({setting})" for setting, own in scores.items()]
             rows[NAMES[method]] = dict(zip(("lowest", "middle", "highest"), texts, strict=True))
     return pd.DataFrame(rows).T.rename_axis("method")
 

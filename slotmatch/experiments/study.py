@@ -27,6 +27,7 @@ import torch
 from slotmatch import backbones, data, paths
 from slotmatch.backbones import Features, weights_checksum
 from slotmatch.data import Clip
+from slotmatch.data.clips import ids_of
 from slotmatch.evaluation import Followed, fidelity, follow, score_against, score_followed
 from slotmatch.experiments.conditions import METHODS, Condition, candidates, planned
 from slotmatch.experiments.select import Experiment, read_features
@@ -45,6 +46,7 @@ __all__ = [
     "main",
     "missing",
     "seeds_planned",
+    "tried",
     "tryouts",
 ]
 
@@ -116,21 +118,25 @@ def tryouts(methods: Iterable[str] = METHODS, *, preset: Size = "mini") -> list[
     ]
 
 
-def chosen(method: str, *, preset: Size = "mini") -> str:
-    """The candidate with the best mean video FG-ARI on validation videos.
+def tried(method: str, *, preset: Size = "mini") -> dict[str, float]:
+    """Mean video FG-ARI on validation videos of each of a method's candidates.
 
     Raises:
         FileNotFoundError: one of them was not tried yet.
     """
-    settings = list(candidates()[method])
-    if len(settings) == 1:
-        return settings[0]
+    runs = tryouts([method], preset=preset)
+    found = {run.setting: results.read_results(run.path)["models"]["student"] for run in runs}
+    return {name: float(np.nanmean(own["metrics"]["video_fg_ari"])) for name, own in found.items()}
 
-    def score(setting: str) -> float:
-        found = results.read_results(Run(CHOSEN_ON, method, setting, 0, "validation", preset).path)
-        return float(np.nanmean(found["models"]["student"]["metrics"]["video_fg_ari"]))
 
-    return max(settings, key=score)
+def chosen(method: str, *, preset: Size = "mini") -> str:
+    """The candidate that was best when `tried`; the only one of a method without a choice.
+
+    Raises:
+        FileNotFoundError: one of them was not tried yet.
+    """
+    scores = tried(method, preset=preset)
+    return max(scores, key=scores.__getitem__) if scores else next(iter(candidates()[method]))
 
 
 def seeds_planned(method: str, dataset: str = CHOSEN_ON) -> int:
@@ -236,7 +242,7 @@ def execute(run: Run) -> None:
         seeds=[run.seed],
         dataset=run.dataset,
         split=run.split,
-        ids=[clip.id for clip in clips],
+        ids=ids_of(clips),
         models={"student": entry},
         started=started,
     )
