@@ -141,6 +141,25 @@ def test_what_only_the_correction_undoes_is_told() -> None:
     assert answers.leanings(found).startswith("No undecided or redundant loss")
 
 
+def test_the_losses_that_were_set_apart_are_tested_on_later_seeds(
+    study_of: Callable[..., None],
+) -> None:
+    every = {f"with_{loss}": 2.0 * (loss in answers.LEFT_OPEN) for loss in LOSSES}
+    study_of({"slotmatch": 0, **every}, n_seeds=6)
+    assert answers.left_open(answers.read_study()) == "Fewer than two seeds of each were run since."
+    study_of({"slotmatch": 0, **every}, n_seeds=9)
+    found = answers.read_study()
+    for runs in found.values():  # what had been read before does not count
+        for run in runs[:5]:
+            run["models"]["student"]["metrics"]["video_fg_ari"] = [0.1] * N_VIDEOS
+    told = answers.left_open(found)
+    assert told.startswith("On the 4 seeds of each that were run since, the 3 lie +")
+    gap, low, high = map(float, re.findall(r"([+-][\d.]+)[\], ]", told)[:3])
+    assert low < gap < high
+    assert gap == pytest.approx(2, abs=0.6)
+    assert told.endswith("from the other 5 in the mean.")
+
+
 def test_table_verdict_and_sentence_follow_a_file(study_of: Callable[..., None]) -> None:
     every = {f"with_{loss}": 0.0 for loss in LOSSES}
     study_of({"slotmatch": 0, **every})
