@@ -64,6 +64,8 @@ def _run(argv: Sequence[str] | None) -> int:
         signal.signal(signal.SIGTERM, _stop)  # so that nothing half written stays behind
     try:
         arguments.run(arguments)
+    except BrokenPipeError:
+        raise  # it is an OSError, too, and nobody's fault
     except EXPECTED as error:
         sentence = " ".join(str(error).split()) or type(error).__name__
         print(f"slotmatch {arguments.command}: {sentence}", file=sys.stderr)
