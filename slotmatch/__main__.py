@@ -3,6 +3,7 @@
 import argparse
 import io
 import logging
+import os
 import signal
 import sys
 import threading
@@ -21,8 +22,8 @@ from slotmatch.settings import Masks, Precision, ProtocolName, Role, Size, choic
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-EXPECTED = (ValueError, OSError, RuntimeError)
-"""What a wrong argument or a missing file raises, with a message made for the reader."""
+EXPECTED = (ValueError, OSError, RuntimeError, MemoryError)
+"""What a wrong argument, a missing file or a small machine raises, with a message to show."""
 MODEL_HELP = (
     "mini-student, mini-teacher, a file of slotmatch.model.save, a "
     ".ckpt that SlotContrast's authors released, or hf://user/name"
@@ -33,10 +34,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
     0: done. 1: it could not be done, and one sentence on standard error says why. 2: the command
-    line is wrong.
+    line is wrong. 130: stopped by Ctrl-C. 141: nobody reads the output any more, as of ``| head``.
     """
     try:
-        arguments = _parser().parse_args(argv)
+        code = _run(argv)
+        if sys.stdout is not None:  # as in a program without a terminal
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("slotmatch: stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the exit
+        return 141  # 128 and the number of SIGPIPE, which some systems lack
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    parser = _parser()
+    try:
+        if "" in (sys.argv[1:] if argv is None else argv):
+            parser.error("an argument is empty: is a variable of the shell not set?")
+        arguments = parser.parse_args(argv)
     except SystemExit as stop:
         return int(stop.code or 0)
     for stream in (sys.stdout, sys.stderr):
@@ -46,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _stop)  # so that nothing half written stays behind
     try:
         arguments.run(arguments)
+    except BrokenPipeError:
+        raise  # it is an OSError, too, and nobody's fault
     except EXPECTED as error:
         sentence = " ".join(str(error).split()) or type(error).__name__
         print(f"slotmatch {arguments.command}: {sentence}", file=sys.stderr)
@@ -62,6 +82,8 @@ def segment(arguments: argparse.Namespace) -> None:
     from slotmatch.segmentation import segment_blocks, write_masks, write_overlay
 
     folder = Path(arguments.output)
+    if arguments.overlay:
+        paths.check_output(folder / "overlay.mp4")
     blocks = segment_blocks(
         arguments.video, arguments.model, masks=arguments.masks, precision=arguments.precision
     )

@@ -32,7 +32,7 @@ def feature_reconstruction(reconstruction: Tensor, features: Tensor) -> Tensor:
     They are not normalised, so values of different backbones cannot be compared.
 
     Raises:
-        ValueError: the shapes differ or a tensor does not hold floating-point numbers.
+        ValueError: the shapes differ, or a tensor is empty or holds no floating-point numbers.
     """
     _require_same_shape("reconstruction", reconstruction, "features", features)
     reconstruction = full_precision(reconstruction)
@@ -60,10 +60,10 @@ def slot_contrast(
     gradient, and a warning.
 
     Raises:
-        ValueError: slots of another rank or not floating-point, a temperature that is not positive,
-            an unknown axis.
+        ValueError: slots that are empty, of another rank or not floating-point, a temperature that
+            is not positive, an unknown axis.
     """
-    if slots.ndim != 4 or not slots.is_floating_point():
+    if slots.ndim != 4 or 0 in slots.shape or not slots.is_floating_point():
         raise ValueError(
             "expected floating-point slots (B,T,K,D), "
             f"got {slots.dtype} of shape {tuple(slots.shape)}"
@@ -101,8 +101,8 @@ def slot_match(
     slots are free. No gradient reaches the teacher.
 
     Raises:
-        ValueError: the shapes differ or are of another rank, not floating-point, or an unknown
-            correspondence.
+        ValueError: the shapes differ or are of another rank, empty or not floating-point slots, or
+            an unknown correspondence.
     """
     _require_same_shape("student slots", student, "teacher slots", teacher)
     if student.ndim != 4:
@@ -172,6 +172,8 @@ def _require_same_shape(first: str, a: Tensor, second: str, b: Tensor) -> None:
         raise ValueError(
             f"{first} and {second} must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}"
         )
+    if 0 in a.shape:
+        raise ValueError(f"{first} and {second} are empty: {tuple(a.shape)} has no mean")
     if not (a.is_floating_point() and b.is_floating_point()):
         raise ValueError(
             f"{first} and {second} must be floating-point, got {a.dtype} and {b.dtype}"

@@ -59,8 +59,10 @@ def blend(
         )
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity must be in [0,1], got {opacity}")
+    slots = np.maximum(labels, 0)
     if colors is None:
-        colors = slot_colors(int(labels.max(initial=0)) + 1)
+        colors = slot_colors(len(SLOT_COLORS))
+        slots = slots % len(SLOT_COLORS)
     edge = np.zeros(labels.shape, bool)
     across = labels[..., :, 1:] != labels[..., :, :-1]
     down = labels[..., 1:, :] != labels[..., :-1, :]
@@ -69,6 +71,6 @@ def blend(
     edge[..., 1:, :] |= down
     edge[..., :-1, :] |= down
     alpha = np.where(edge, min(1.0, 1.8 * opacity), opacity) * (labels >= 0)
-    paint = 255 * colors[np.maximum(labels, 0)]
+    paint = 255 * colors[slots]
     mixed = frames + alpha[..., None] * (paint - frames)
     return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)

@@ -68,7 +68,7 @@ def check_output(path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: name a file, such as {path / 'results.json'}")
+        raise IsADirectoryError(f"{path} is a folder: give the path of a file, in it or elsewhere")
     path.parent.mkdir(parents=True, exist_ok=True)
     usual_mode(path.parent)
 

@@ -29,6 +29,12 @@ from slotmatch.settings import Masks, Precision, check_choice
 
 __all__ = ["segment", "segment_blocks", "write_masks", "write_overlay"]
 
+FORMATS = (".mp4", ".m4v", ".mov", ".mkv")
+"""Suffixes of overlays: containers that keep H.264 and a time for each frame."""
+LONGEST_SIDE = 16_384
+"""Pixels of an overlay's, as its encoder has it."""
+RATES = (Fraction(1, 1000), Fraction(1000))
+"""Frames a second of an overlay, from and to."""
 TICK = Fraction(1, 90_000)
 """Seconds that an overlay's times are whole numbers of, as usual for video."""
 
@@ -187,53 +193,75 @@ def write_overlay(
 ) -> Path:
     """Write the video with each slot's region painted in the slot's colour; returns the path.
 
-    H.264 in the container the suffix names, such as ``.mp4``. Frames keep the times and the pixel
-    aspect of the video's file. An odd width or height gains a repeated column or row, which the
-    format needs.
+    H.264 in the container the suffix names: ``.mp4``, ``.m4v``, ``.mov`` or ``.mkv``. Frames keep
+    the times and the pixel aspect of the video's file; one without a time follows at the file's
+    rate, and one that is not later than the one before right after it. An odd width or height gains
+    a repeated column or row, which the format needs.
 
     Args:
         video: what ``segment`` took; it is read again, frame by frame, so not what can be read
             only once.
         labels: an array (T,H,W) or any other iterable of maps (H,W), one a frame.
         path: the file to write.
-        fps: frames a second, all equally long; None: the times of the video file, 12 a second for
-            other videos.
+        fps: frames a second, all equally long, from 0.001 to 1000; None: the times of the video
+            file, 12 a second for other videos.
         opacity: share of the colour in the mix, in [0, 1].
         progress: show a bar; None: in a terminal only.
 
     Raises:
-        ValueError: frames and maps are not equally many or large, the rate is not positive, the
-            suffix names no video format, or the video cannot be read (see ``segment``).
+        IsADirectoryError: a folder is at ``path``.
+        ValueError: frames and maps are not equally many or large, or too large for the format, the
+            rate is out of its range, the suffix names another format, or the video cannot be read
+            (see ``segment``).
     """
     path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise ValueError(f"{path.name!r} names no format of overlays: end it in {known}")
+    paths.check_output(path)
     show = show_of(video)
-    if fps is not None and not 0 < fps < float("inf"):
-        raise ValueError(f"fps must be positive, got {fps}")
-    rate = Fraction(fps or show.rate).limit_denominator(1001)
+    slowest, fastest = RATES
+    if fps is not None and not slowest <= fps <= fastest:
+        raise ValueError(f"fps must be from {float(slowest):g} to {float(fastest):g}, got {fps}")
+    rate = min(max(Fraction(float(fps or show.rate)).limit_denominator(1001), slowest), fastest)
     pictures = _painted(video, labels, opacity)
     bar = tqdm(pictures, total=show.n_frames, unit="frame", disable=hidden(progress))
     with paths.atomic(path) as temporary:
         try:
-            container = av.open(str(temporary), "w")
-        except ValueError as error:
-            raise ValueError(f"{path.name!r} names no video format: end it in .mp4") from error
-        with container:
-            stream = container.add_stream("libx264", rate)
-            stream.options = {"crf": "18"}
-            stream.pix_fmt = "yuv420p"
-            stream.codec_context.time_base = TICK
-            for number, (picture, time) in enumerate(bar):
-                if number == 0:
-                    stream.height, stream.width = picture.shape[:2]
-                    stream.codec_context.sample_aspect_ratio = show.pixel_aspect
-                    start = time
-                if fps is not None or time is None or start is None:
-                    time, start = number / rate, Fraction(0)
-                frame = av.VideoFrame.from_ndarray(picture)
-                frame.pts, frame.time_base = round((time - start) / TICK), TICK
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
+            with av.open(str(temporary), "w") as container:
+                stream = container.add_stream("libx264", rate)
+                stream.options = {"crf": "18"}
+                stream.pix_fmt = "yuv420p"
+                stream.codec_context.time_base = TICK
+                for number, (picture, ticks) in enumerate(_in_ticks(bar, rate, fps is None)):
+                    if number == 0:
+                        stream.height, stream.width = picture.shape[:2]
+                        stream.codec_context.sample_aspect_ratio = show.pixel_aspect
+                    frame = av.VideoFrame.from_ndarray(picture)
+                    frame.pts, frame.time_base = ticks, TICK
+                    container.mux(stream.encode(frame))
+                container.mux(stream.encode())
+        except av.FFmpegError as error:
+            raise ValueError(f"{path} could not be written: {error}") from error
     return path
+
+
+def _in_ticks(
+    pictures: Iterable[tuple[NDArray[np.uint8], Fraction | None]], rate: Fraction, timed: bool
+) -> Iterator[tuple[NDArray[np.uint8], int]]:
+    """Pictures with their times in ticks, from 0 on and ever later: no container takes others.
+
+    Those without a time, or all if not ``timed``, follow the one before at the rate.
+    """
+    start, seconds = None, -1 / rate
+    for picture, time in pictures:
+        after = seconds + 1 / rate
+        if time is None or not timed:
+            seconds = after
+        else:
+            start = time - after if start is None else start
+            seconds = max(time - start, seconds + TICK)
+        yield picture, seconds // TICK
 
 
 def _painted(
@@ -246,17 +274,23 @@ def _painted(
             short = "video ends" if timed is None else "label maps end"
             raise ValueError(f"the {short} after {number} frames, the other goes on")
         frame, time = timed
+        owners = _checked(owners)
         pixels = unit_floats(frame).mul(255).round().to(torch.uint8)
-        picture = blend(
-            rearrange(pixels, "c h w -> h w c").cpu().numpy(), _checked(owners), opacity=opacity
-        )
+        shown = rearrange(pixels, "c h w -> h w c").cpu().numpy()
+        picture = blend(shown, owners, opacity=opacity)
         height, width = owners.shape
+        if max(height, width) > LONGEST_SIDE:
+            raise ValueError(
+                f"an overlay has at most {LONGEST_SIDE} pixels a side, the video {width} x "
+                f"{height}: cut or shrink it first"
+            )
         yield np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge"), time
     if timed is None:
         raise ValueError("the video has no frames: give at least one")
 
 
 def _checked(labels: np.ndarray) -> np.ndarray:
-    if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
+    labels = np.asarray(labels)
+    if labels.ndim != 2 or not labels.size or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"label maps must be integers (H,W), got {labels.dtype} {labels.shape}")
     return labels

@@ -15,6 +15,7 @@ __all__ = [
     "FRACTION",
     "NOT_NEGATIVE",
     "POSITIVE",
+    "SEED",
     "SHARE",
     "Added",
     "Axis",
@@ -113,6 +114,7 @@ def _is_number(value: Any) -> bool:
 
 AT_LEAST_1 = Rule("a whole number of 1 or more", lambda v: _is_whole(v) and v >= 1)
 AT_LEAST_0 = Rule("a whole number of 0 or more", lambda v: _is_whole(v) and v >= 0)
+SEED = Rule("a whole number from 0 to 2**63 - 1", lambda v: _is_whole(v) and 0 <= v < 2**63)
 POSITIVE = Rule("a positive number", lambda v: _is_number(v) and v > 0)
 NOT_NEGATIVE = Rule("a number of 0 or more", lambda v: _is_number(v) and v >= 0)
 SHARE = Rule("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)

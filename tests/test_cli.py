@@ -239,6 +239,9 @@ def test_export_calibrates_int8_on_training_videos(checkpoint, tmp_path, monkeyp
         (["export", "no-such-model", "OUT"], "'no-such-model' is neither a file nor"),
         (["segment", "no.mp4", "--model", "MODEL", "--output", "OUT"], "no.mp4"),
         (["segment", "EMPTY", "--model", "MODEL", "--output", "OUT"], "EMPTY"),
+        (["data", "minimovi_a", "--videos", "9" * 30], "a split of minimovi_a has 100000"),
+        (["share", "MODEL", "--folder", "OUT", "--entry", "x"], "entry 'x' is one of results"),
+        (["share", "MODEL", "--folder", "TAKEN"], "README.md is there and no model.safetensors"),
     ],
 )
 def test_what_cannot_be_done_is_told_in_one_sentence(
@@ -246,7 +249,10 @@ def test_what_cannot_be_done_is_told_in_one_sentence(
 ):
     monkeypatch.setenv("SLOTMATCH_DATA", str(tmp_path / "data"))
     (tmp_path / "EMPTY").mkdir()
-    places = {"MODEL": checkpoint, "OUT": tmp_path / "out", "EMPTY": tmp_path / "EMPTY"}
+    (tmp_path / "TAKEN").mkdir()
+    (tmp_path / "TAKEN" / "README.md").write_text("of a project")
+    places = {"MODEL": checkpoint, "OUT": tmp_path / "out"}
+    places |= {name: tmp_path / name for name in ("EMPTY", "TAKEN")}
     assert main([str(places.get(argument, argument)) for argument in arguments]) == 1
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
@@ -266,6 +272,7 @@ def test_what_cannot_be_done_is_told_in_one_sentence(
         (["data", "minimovi_a", "--videos", "0"], "'0' is not a whole number of 1 or more"),
         (["evaluate", "m", "minimovi_a", "--protocol", "x"], "invalid choice: 'x'.*slotcontrast"),
         (["segment", "video.mp4"], "required: --output"),
+        (["segment", "video.mp4", "--output", ""], "is a variable of the shell not set"),
         (["segment", "v.mp4", "--output", "o", "--masks", "x"], "choose from '?decoder'?, '?atten"),
     ],
 )

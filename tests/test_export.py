@@ -264,3 +264,12 @@ def test_other_onnx_files_are_refused(
     monkeypatch.setattr(export, "FILE_FORMAT", "slotmatch onnx 9")
     with pytest.raises(ValueError, match="format is 'slotmatch onnx 1', not 'slotmatch onnx 9'"):
         OnnxModel(tiny[1])
+
+
+def test_files_that_are_no_onnx_are_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*m\.onnx"):
+        OnnxModel(path)
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r"m\.onnx is damaged or no ONNX file: "):
+        OnnxModel(path)

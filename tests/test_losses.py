@@ -1,7 +1,7 @@
 """The terms against the references' numbers, hand-worked values and their invariances."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -134,6 +134,12 @@ def test_other_clips_count_only_with_batch_contrast() -> None:
     assert slot_contrast(slots) > torch.stack(clips).mean()
 
 
+@pytest.mark.parametrize("loss", [feature_reconstruction, slot_match])
+def test_nothing_has_no_mean(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    with pytest.raises(ValueError, match=r"are empty: \(0, 4, 5, 8\) has no mean"):
+        loss(torch.zeros(0, 4, 5, 8), torch.zeros(0, 4, 5, 8))
+
+
 def test_contrast_of_one_frame_is_zero_with_zero_gradient() -> None:
     slots = normal(3, 1, 5, 8).requires_grad_()
     with pytest.warns(UserWarning, match="needs two frames, got one"):
@@ -148,6 +154,7 @@ def test_contrast_of_one_frame_is_zero_with_zero_gradient() -> None:
     [
         (torch.zeros(4, 5, 8), {}, r"\(B,T,K,D\), got torch\.float32 of shape \(4, 5, 8\)"),
         (torch.zeros(1, 4, 5, 8, dtype=torch.int64), {}, r"got torch\.int64"),
+        (torch.zeros(0, 4, 5, 8), {}, r"of shape \(0, 4, 5, 8\)"),
         (torch.zeros(1, 4, 5, 8), {"temperature": 0.0}, "positive, got 0.0"),
         (torch.zeros(1, 4, 5, 8), {"temperature": math.nan}, "positive, got nan"),
         (torch.zeros(1, 4, 5, 8), {"axis": "both"}, r"'symmetric'\), got 'both'"),

@@ -28,6 +28,7 @@ from slotmatch.model import (
     modules,
     save,
 )
+from slotmatch.tensors import read_tensors, write_tensors
 
 Oracles = Mapping[str, np.ndarray]
 FROM_FEATURES = tiny(decoder_layers=3, n_heads=4, decoder_hidden=16)
@@ -489,6 +490,13 @@ def test_a_file_that_is_cut_short_says_so(saved: Path, share: float) -> None:
     content = saved.read_bytes()
     saved.write_bytes(content[: int(share * len(content))])
     with pytest.raises(ValueError, match="cut short or not a safetensors file: copy it again"):
+        load(saved)
+
+
+def test_tensors_of_another_type_are_named(saved: Path) -> None:
+    tensors, header = read_tensors(saved)
+    write_tensors({name: tensor.int() for name, tensor in tensors.items()}, saved, header)
+    with pytest.raises(ValueError, match=r"of another type: .*decoder.* torch\.int32"):
         load(saved)
 
 

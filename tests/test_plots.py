@@ -111,6 +111,13 @@ def test_blend_mixes_inside_and_outlines_more_strongly():
     np.testing.assert_array_equal(painted[:, 4:], np.full((4, 3, 3), 60))
 
 
+def test_blend_takes_any_number_as_a_slot():
+    """Colours repeat after the 16th; a table of so many would not fit in memory."""
+    labels = np.array([[3, 3 + 16 * 10**12]] * 2)
+    painted = palette.blend(np.zeros((2, 2, 3), np.uint8), labels)
+    np.testing.assert_array_equal(painted[:, 0], painted[:, 1])
+
+
 def test_blend_leaves_negative_labels_bare():
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (2, 6, 6, 3)).astype(np.uint8)

@@ -15,7 +15,7 @@ from scipy.ndimage import maximum_filter, minimum_filter
 from tiny import tiny
 
 import slotmatch
-from slotmatch.data.video import Show, read_frames, show_of
+from slotmatch.data.video import Show, read_frames, show_of, timed_frames
 from slotmatch.metrics import label_maps
 from slotmatch.model import ModelConfig, VideoSlotModel, save
 from slotmatch.palette import blend, slot_colors
@@ -306,6 +306,8 @@ def test_masks_do_not_overwrite_a_folder_nor_leave_half_of_one(
         write_masks([labels[0], np.full((2, 2), 300)], tmp_path / "half")
     with pytest.raises(ValueError, match=r"integers \(H,W\), got float64 \(2, 2\)"):
         write_masks([np.zeros((2, 2))], tmp_path / "half")
+    with pytest.raises(ValueError, match=r"integers \(H,W\), got int64 \(0, 2\)"):
+        write_masks(np.zeros((1, 0, 2), np.int64), tmp_path / "half")
     assert [entry.name for entry in tmp_path.iterdir()] == ["taken"]
 
 
@@ -347,13 +349,53 @@ def test_overlay_refuses_what_does_not_fit_and_leaves_nothing(
         write_overlay(video[:3], labels, path)
     with pytest.raises(ValueError, match="to fit the frames"):
         write_overlay(video, labels[:, 1:], path)
-    with pytest.raises(ValueError, match="fps must be positive, got 0"):
-        write_overlay(video, labels, path, fps=0)
-    with pytest.raises(ValueError, match=r"'overlay\.txt' names no video format"):
-        write_overlay(video, labels, path.with_suffix(".txt"))
+    for fps in (0, -1, 1e-9, 1e9, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"fps must be from 0\.001 to 1000, got"):
+            write_overlay(video, labels, path, fps=fps)
+    for suffix in (".txt", ".gif", ".avi", ".m3u8", ""):  # AVI mixes times up, HLS is many files
+        with pytest.raises(ValueError, match=r"names no format of overlays: end it in \.mp4, "):
+            write_overlay(video, labels, path.with_suffix(suffix))
+    wide = np.zeros((1, 1, 20_000), np.uint8)
+    with pytest.raises(ValueError, match="at most 16384 pixels a side, the video 20000 x 1: cut"):
+        write_overlay(np.stack([wide] * 3, -1), wide, path)
     with pytest.raises(ValueError, match="no frames"):
         write_overlay(video[:0], labels[:0], path)
     assert not any(tmp_path.iterdir())
+    path.mkdir()
+    with pytest.raises(IsADirectoryError, match=r"overlay\.mp4 is a folder"):
+        write_overlay(video, iter(()), path)  # before a frame is read
+
+
+def test_overlay_that_cannot_be_written_is_one_sentence(
+    video: np.ndarray, labels: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise av.error.ExternalError(1, "Generic error in an external library")
+
+    monkeypatch.setattr(av.VideoFrame, "from_ndarray", full)
+    with pytest.raises(ValueError, match=r"o\.mp4 could not be written: .*Generic error"):
+        write_overlay(video, labels, tmp_path / "o.mp4")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "expected"),
+    [
+        ([100, 0, 0, 0, 100], [0, 0.04, 0.08, 0.12, 0.12 + 1 / 90_000]),
+        ([0, 100, 0, 100, 0], [0, 0.04, 0.08, 0.14, 0.18]),
+        ([0.02, 0.02, 0.02, 0.02, 0.02], [t / 90_000 for t in range(5)]),
+        ([10**7, 1, 0, 0, 0], [0, 10_000, 11_000, 12_000, 13_000]),
+    ],
+)
+def test_overlay_takes_any_times(
+    milliseconds: list[float], expected: list[float], tmp_path: Path
+) -> None:
+    """Missing ones follow at the file's rate, 0.001 at least; equal ones are a tick apart."""
+    path = tmp_path / "a.png"
+    first, *others = (Image.new("L", (16, 16), 40 * t) for t in range(5))
+    first.save(path, save_all=True, append_images=others, duration=milliseconds)
+    shown = write_overlay(path, np.zeros((5, 16, 16), np.uint8), tmp_path / "o.mp4")
+    assert [float(time) for _, time in timed_frames(shown)] == pytest.approx(expected, abs=2e-5)
 
 
 # The package's front door

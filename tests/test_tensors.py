@@ -100,7 +100,7 @@ def test_disk_that_is_full_is_one_sentence(tmp_path, monkeypatch, capsys):
 def test_output_is_looked_at_before_the_work(tmp_path):
     paths.check_output(tmp_path / "new" / "results.json")
     assert list((tmp_path / "new").iterdir()) == []
-    with pytest.raises(IsADirectoryError, match=r"is a folder: name a file, such as .*results"):
+    with pytest.raises(IsADirectoryError, match=r"is a folder: give the path of a file"):
         paths.check_output(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
@@ -130,7 +130,10 @@ def test_letters_that_the_output_lacks_do_not_end_a_run(tmp_path):
     assert "\\xfc.safetensors' is neither a file nor a model" in result.stderr
 
 
-def test_a_stop_from_outside_leaves_nothing_half_written(tmp_path):
+@pytest.mark.parametrize(
+    ("stop", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["kill", "Ctrl-C"]
+)
+def test_a_stop_from_outside_leaves_nothing_half_written(stop, code, tmp_path):
     script = (
         "import sys, time\nfrom slotmatch import __main__ as m, paths\n"
         "def work(arguments):\n"
@@ -138,9 +141,25 @@ def test_a_stop_from_outside_leaves_nothing_half_written(tmp_path):
         "        temporary.write_text('half'); print('writing', flush=True); time.sleep(60)\n"
         "m.evaluate = work\nsys.exit(m.main(['evaluate', 'x', 'minimovi_a']))\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "writing\n"
     time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=20) == 128 + signal.SIGTERM
+    process.send_signal(stop)
+    assert process.wait(timeout=60) == code
+    assert "Traceback" not in process.stderr.read()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_of_the_output_may_leave(unbuffered, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "slotmatch", "data", "check", "movi_e", "--root", str(tmp_path)],
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.close()
+    assert process.wait(timeout=60) == 141
+    assert b"Broken pipe" not in process.stderr.read()

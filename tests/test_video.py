@@ -106,6 +106,10 @@ def test_frames_may_come_one_by_one(tmp_path):
         numbers([np.zeros((4, 4, 3))])
     with pytest.raises(TypeError, match="not int"):
         numbers(3)
+    pictures = [Image.fromarray(pixels) for pixels in greys(2)]
+    for items in (pictures, [None], greys(1)[0].tolist(), b"film.mp4", io.BytesIO(b"film")):
+        with pytest.raises(TypeError, match="a frame is an array, a tensor or the path of a pic"):
+            numbers(items)
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".webp", ".gif", ".png", ".avif"])
@@ -178,6 +182,14 @@ def with_tags_first(data):
         out += box
         start += len(box)
     return out
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "a.nfo", "a.ans"])
+def test_text_is_no_film_of_a_terminal(name, tmp_path):
+    """Which FFmpeg makes of it."""
+    (tmp_path / name).write_text("Frames of today: 24 of 24 usable.\n" * 200)
+    with pytest.raises(ValueError, match=rf"{name} holds no video"):
+        numbers(tmp_path / name)
 
 
 @pytest.mark.parametrize(("name", "codec"), [("a.mkv", "libx264"), ("a.webm", "libvpx-vp9")])

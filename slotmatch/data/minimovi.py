@@ -64,6 +64,8 @@ VERSION = 1
 
 SIZES = {"train": 2000, "validation": 50, "test": 100}
 """Videos per split when no number is asked for."""
+MOST_VIDEOS = 100_000
+"""Videos that a split can have: as many as five digits name."""
 
 _RECIPES = {
     "minimovi_a": Recipe(n_objects=(3, 8), meshes=False, n_tossed=None, coverage=(0.29, 0.38)),
@@ -105,6 +107,8 @@ class MiniMovi(LazyClips):
         root: str | PathLike[str] | None = None,
         progress: bool | None = None,
     ) -> None:
+        if n_videos is not None and n_videos > MOST_VIDEOS:
+            raise ValueError(f"n_videos is {n_videos} and a split of {name} has {MOST_VIDEOS}")
         super().__init__(f"{name}/{split}/{i:05d}" for i in range(n_videos or SIZES[split]))
         self.name, self.split = name, split
         self.folder = Path(root or paths.data_dir()) / "minimovi" / f"v{VERSION}" / name / split

@@ -27,6 +27,8 @@ FRAME_RATE = 12.0
 """Frames a second of an overlay when its video has no rate of its own."""
 HIGH_DEFINITION = 720
 """Rows from which on a video that does not say so has the colours of BT.709, else of BT.601."""
+LETTERS = "ansi"
+"""The decoder with which FFmpeg draws any text file as a film of a terminal."""
 UNSPECIFIED = 2
 USUAL_TRANSFERS = (1, 2, 4, 5, 6, 7, 13, 14, 15)
 """Those of standard dynamic range, by their number in ITU-T H.273: all are shown like sRGB's."""
@@ -119,6 +121,11 @@ def _one_frame(frame: Frame) -> Tensor:
         if not path.is_file():
             raise FileNotFoundError(f"there is no picture at {path}")
         return _channels_first(next(pictures_of(path))[0])
+    if not isinstance(frame, np.ndarray | Tensor):
+        raise TypeError(
+            "a frame is an array, a tensor or the path of a picture, "
+            f"not {type(frame).__name__}; a file goes in by its path"
+        )
     (own, _), *_ = _frames(frame[None])
     return own
 
@@ -209,7 +216,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
             streams = [
                 stream
                 for stream in container.streams.video
-                if not stream.disposition & Disposition.attached_pic
+                if not stream.disposition & Disposition.attached_pic and stream.name != LETTERS
             ]
             if not streams:
                 raise ValueError(f"{path} holds no video")

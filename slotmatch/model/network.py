@@ -297,7 +297,7 @@ def fill(
     may_lack: tuple[str, ...],
     called: Callable[[str], str] = str,
 ) -> None:
-    """Copy tensors and their precision into a model, once names and shapes agree one to one.
+    """Copy tensors and their precision into a model, once names, shapes and types agree.
 
     ``called`` gives the name that a tensor has where it comes from, for the messages.
     """
@@ -307,6 +307,11 @@ def fill(
     misfits = [
         name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape
     ]
+    mistyped = [
+        name
+        for name in own.keys() & tensors.keys()
+        if own[name].is_floating_point() != tensors[name].is_floating_point()
+    ]
     problems = {
         "missing": [called(name) for name in missing],
         "unexpected": [called(name) for name in unexpected],
@@ -314,6 +319,7 @@ def fill(
             f"{called(name)} {tuple(tensors[name].shape)} for {tuple(own[name].shape)}"
             for name in misfits
         ],
+        "of another type": [f"{called(name)} {tensors[name].dtype}" for name in mistyped],
     }
     if any(problems.values()):
         found = "; ".join(f"{kind}: {some(sorted(n), 10)}" for kind, n in problems.items() if n)

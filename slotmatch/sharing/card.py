@@ -56,8 +56,10 @@ def model_card(
 
     Raises:
         ValueError: results without this model: an unknown entry, several to choose from, or
-            another number of parameters.
+            another number of parameters; an entry of no results.
     """
+    if entry is not None and results is None:
+        raise ValueError(f"entry {entry!r} is one of results: give them too, or leave it out")
     config = model.config
     name = None if results is None else _entry(results, model, entry, sha256)
     texts = {} if results is None else numbers(results)
@@ -113,9 +115,15 @@ def write_folder(
     config is there for readers and for the hub: ``load`` finds its own inside the weights' file.
 
     Raises:
+        FileExistsError: the folder has a README.md that belongs to something else.
         ValueError: the results are not of this model; then nothing is written.
     """
     folder = Path(folder)
+    if (folder / CARD).exists() and not (folder / WEIGHTS).exists():
+        raise FileExistsError(
+            f"{folder / CARD} is there and no {WEIGHTS} beside it: a model card would take its "
+            "place, so give a folder of its own"
+        )
     untrained = model.backbone is not None and not model.backbone.pretrained
     config = {"library_name": "slotmatch", "format": FILE_FORMAT, **asdict(model.config)}
     with (

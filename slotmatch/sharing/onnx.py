@@ -264,7 +264,8 @@ class OnnxModel:
         precision: ``"int8"`` if its backbone's convolutions are, else ``"no"``.
 
     Raises:
-        ValueError: an ONNX file that ``export_onnx`` did not write.
+        FileNotFoundError: no such file.
+        ValueError: a file that ``export_onnx`` did not write, or that is damaged.
         RuntimeError: onnxruntime is not installed.
     """
 
@@ -275,9 +276,14 @@ class OnnxModel:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = n_threads
-        self.session = onnxruntime.InferenceSession(
-            os.fspath(path), options, providers=["CPUExecutionProvider"]
-        )
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"there is no file {path}")
+        try:
+            self.session = onnxruntime.InferenceSession(
+                os.fspath(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's own, which share no other class
+            raise ValueError(f"{path} is damaged or no ONNX file: {error}") from error
         header: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
         if header.get("format") != FILE_FORMAT:
             raise ValueError(

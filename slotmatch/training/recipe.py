@@ -9,6 +9,7 @@ from slotmatch.settings import (
     FRACTION,
     NOT_NEGATIVE,
     POSITIVE,
+    SEED,
     SHARE,
     Added,
     Correspondence,
@@ -71,7 +72,8 @@ class TrainConfig:
             self,
             [
                 (AT_LEAST_1, ("steps", "batch_size", "clip_length", "accumulate", *every)),
-                (AT_LEAST_0, ("warmup_steps", "seed")),
+                (AT_LEAST_0, ("warmup_steps",)),
+                (SEED, ("seed",)),
                 (POSITIVE, ("learning_rate", "temperature", "grad_clip")),
                 (NOT_NEGATIVE, weights),
                 (SHARE, ("attention_until", "flip_probability")),
