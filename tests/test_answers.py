@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ from slotmatch import paths
 from slotmatch.experiments import answers
 from slotmatch.experiments.conditions import METHODS, candidates
 from slotmatch.experiments.study import Run
-from slotmatch.reporting.stats import Interval
-from slotmatch.reporting.verdicts import Verdict
+from slotmatch.reporting.stats import Interval, crossed
+from slotmatch.reporting.verdicts import Verdict, power
 from slotmatch.settings import Distillation, choices
 
 LOSSES = choices(Distillation)
@@ -34,7 +35,10 @@ def write(
     entry = {
         "metrics": metrics,
         "curve": steps
-        | {"validation_video_fg_ari": list(curve), "validation_slot_cosine": [cosine] * 3},
+        | {
+            "validation_video_fg_ari": list(curve),
+            "validation_slot_cosine": [0.0, cosine / 2, cosine],
+        },
     }
     run.path.parent.mkdir(parents=True, exist_ok=True)
     run.path.write_text(json.dumps({"models": {"student": entry}, "seeds": [run.seed]}))
@@ -121,6 +125,9 @@ def test_the_claim_needs_every_loss(study_of: Callable[..., None]) -> None:
     assert answers.claim({}).startswith("None of the 8 losses was run")
     told = answers.effort(answers.read_study())
     assert told == "These are 5 seeds of each; the plan asks for 5 or more."
+    hurts = found | {"relations": replace(found["relations"], word="hurts")}
+    assert "is not shown. Redundant: " in answers.claim(hurts)
+    assert answers.claim(hurts).endswith("; hurts: relations.")
     del found["features"]
     said = answers.claim(found)
     assert said.startswith("The claim that all 8 losses are redundant is not shown.")
@@ -128,15 +135,21 @@ def test_the_claim_needs_every_loss(study_of: Callable[..., None]) -> None:
 
 
 def test_what_only_the_correction_undoes_is_told() -> None:
-    def verdict(word: str, low: float) -> Verdict:
-        intervals = {"video_fg_ari": Interval(0.0, -1.0, 1.0), "video_mbo": Interval(2.0, low, 4.0)}
+    def verdict(word: str, *mbo: float) -> Verdict:
+        intervals = {"video_fg_ari": Interval(0.0, -1.0, 1.0), "video_mbo": Interval(*mbo)}
         return Verdict(word, intervals, intervals, {})  # type: ignore[arg-type]
 
-    found = {"slot_error": verdict("undecided", 0.5), "features": verdict("redundant", -0.5)}
+    found = {
+        "slot_error": verdict("undecided", 2, 0.5, 4),
+        "features": verdict("redundant", 2, -0.5, 4),
+        "relations": verdict("undecided", -2, -4, -0.5),
+    }
     said = answers.leanings(found)
-    assert "correction for 4 comparisons" in said
-    assert said.endswith("exclude zero: slot error (mBO +2.0 [+0.5, +4.0]).")
-    found["slot_error"] = verdict("helps", 0.5)
+    assert "correction for 6 comparisons" in said
+    told = "slot error (mBO +2.0 [+0.5, +4.0]), relations (mBO -2.0 [-4.0, -0.5])."
+    assert said.endswith(f"exclude zero: {told}")
+    found["slot_error"] = verdict("helps", 2, 0.5, 4)
+    found["relations"] = verdict("hurts", -2, -4, -0.5)
     assert answers.leanings(found).startswith("No undecided or redundant loss")
 
 
@@ -162,6 +175,7 @@ def test_table_verdict_and_sentence_follow_a_file(study_of: Callable[..., None])
     assert row["seeds"] == "5"
     mean = answers.differences(found, "with_decoder_masks", "video_fg_ari").mean()
     assert row["FG-ARI, difference"].startswith(f"{mean:+.1f} [")
+    assert float(row["FG-ARI, p"]) < 0.05 < float(row["mBO, p"])
     said = answers.claim(answers.judged(found, "with"))
     assert "refuted at this scale" in said
     assert "helps: decoder masks" in said
@@ -188,10 +202,17 @@ def test_scores_with_one_seed_have_no_interval(study_of: Callable[..., None]) ->
 
 
 def test_power_is_told_from_three_seeds_on(study_of: Callable[..., None]) -> None:
-    study_of({"slotmatch": 0, "with_relations": 0}, n_seeds=5)
-    table = answers.plan_power(answers.read_study(), n_draws=50)
+    study_of({"slotmatch": 0, "with_relations": 0}, n_seeds=5, spread=3.0)
+    found = answers.read_study()
+    table = answers.plan_power(found, n_draws=50)
     assert list(table.index) == ["+ relations"]
-    assert table["FG-ARI, chance to show 3 points"].item() == "100 %"
+    pilot = crossed(answers.differences(found, "with_relations", "video_mbo")[:3])
+    chances = power(pilot, n_seeds=5, n_videos=N_VIDEOS, n_tests=16, n_draws=50)
+    assert table.filter(like="mBO").squeeze().tolist() == [
+        f"{pilot.seeds**0.5:.1f}",
+        f"{100 * chances['shown']:.0f} %",
+        f"{100 * chances['redundant']:.0f} %",
+    ]
     study_of({"slotmatch": 0, "with_relations": 0}, n_seeds=2)
     for seed in range(2, 5):
         setting = list(candidates()["with_relations"])[1]
@@ -202,7 +223,7 @@ def test_power_is_told_from_three_seeds_on(study_of: Callable[..., None]) -> Non
 def test_curves_are_means_and_tell_what_is_saved(study_of: Callable[..., None]) -> None:
     study_of({"slotmatch": 0, "teacher_recipe": 0}, n_seeds=1)
     for method, rows in {
-        "slotmatch": ([0.2, 0.5, 0.6], [0.4, 0.5, 0.7]),
+        "slotmatch": ([0.2, 0.4, 0.6], [0.4, 0.4, 0.7]),
         "teacher_recipe": ([0.1, 0.4, 0.3],),
     }.items():
         setting = list(candidates()[method])[1]
@@ -211,7 +232,7 @@ def test_curves_are_means_and_tell_what_is_saved(study_of: Callable[..., None]) 
     found = answers.read_study()
     curves = answers.curves(found, ["slotmatch", "teacher_recipe", "no_term"])
     assert list(curves.columns) == ["step", "SlotMatch", "teacher's recipe"]
-    np.testing.assert_allclose(curves["SlotMatch"], [30, 50, 65])
+    np.testing.assert_allclose(curves["SlotMatch"], [30, 40, 65])
     assert answers.steps_saved(found) == (
         "The best that *teacher's recipe* reaches in 1500 steps, 40.0, SlotMatch has by step 1000."
     )

@@ -5,9 +5,15 @@ import re
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import normal, tiny
 
-from slotmatch import paths
+from slotmatch import metrics, paths
+from slotmatch.data import Clip
+from slotmatch.distillation import slot_error
+from slotmatch.evaluation import Followed, score_masks
+from slotmatch.evaluation.scoring import columns
+from slotmatch.experiments import implications
 from slotmatch.experiments.implications import (
     COMPARED,
     MEASURES,
@@ -18,6 +24,7 @@ from slotmatch.experiments.implications import (
     there_and_back,
     told,
 )
+from slotmatch.losses import feature_reconstruction, slot_contrast, slot_match
 from slotmatch.model import VideoSlotModel
 from slotmatch.reporting import results
 from slotmatch.training import TrainConfig
@@ -67,6 +74,22 @@ def test_gradients_of_a_loss_that_is_there_already_bring_nothing_new(pair) -> No
     assert {*found} == {*COMPARED, *(f"{name}_cosine" for name in COMPARED)}
     shares = np.array([found[name] for name in COMPARED])
     assert ((shares > 0) & (shares <= 1 + 1e-6)).all()
+    said = student.forward_features(features)
+    wanted = teacher.forward_features(features, decode=False).slots
+    losses = (
+        *(feature_reconstruction(said.reconstruction, features), slot_contrast(said.slots)),
+        *(slot_match(said.slots, wanted), slot_error(said.slots, wanted)),
+    )
+    weights = list(student.parameters())
+    gradients = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights, retain_graph=True)])
+        for loss in losses
+    ]
+    own, added = torch.stack(gradients[:3], 1).double(), gradients[3].double()
+    left = added - own @ torch.linalg.lstsq(own, added[:, None]).solution[:, 0]
+    assert found["slot_error"] == pytest.approx((left.norm() / added.norm()).item(), rel=1e-3)
+    cosine = torch.cosine_similarity(own[:, 2], added, dim=0).item()
+    assert found["slot_error_cosine"] == pytest.approx(cosine, rel=1e-3)
     for name, weight in student.state_dict().items():
         assert torch.equal(weight, before[name])
     assert all(weight.grad is None or not weight.grad.any() for weight in student.parameters())
@@ -85,6 +108,49 @@ def test_squared_error_and_cosine_pull_alike_where_lengths_agree(pair) -> None:
     found = gradient_shares(student, teacher, batch, config)
     assert found["slot_error_cosine"] > found["slot_lengths_cosine"]
     assert found["slot_error_cosine"] > 0.3
+
+
+def test_measures_of_slots_made_by_hand(pair) -> None:
+    """Of twice the teacher's length, in its direction, in the opposite one, and in between."""
+    models = dict(zip(("student", "teacher"), pair, strict=True))
+    slots = normal(3, 4, 8).float()
+    labels = np.arange(36).reshape(6, 6) % 4 + np.zeros((3, 1, 1), int)
+    other = labels.copy()
+    other[1] += 4  # no pixel of the second frame, and half of those of the third
+    other[2, :3] += 4
+    between = F.normalize(slots[2], dim=-1) + F.normalize(slots[2].roll(1, 0), dim=-1)
+    own = 2 * torch.stack(
+        [slots[0], -slots[1], slots[2].norm(dim=-1, keepdim=True) * F.normalize(between, dim=-1)]
+    )
+    clip = Clip(np.zeros((3, 6, 6, 3), np.uint8), labels.astype(np.int32), "made/by/hand")
+    followed = {"student": [Followed(own, labels)], "teacher": [Followed(slots, other)]}
+    (found,) = implications._measures(models, followed, [clip])
+    assert found.keys() == MEASURES.keys()
+
+    masks = {
+        (role, factor): model.decoder(factor * own, reconstruct=False)[0].detach()
+        for role, model in models.items()
+        for factor in (1, 2)
+    }
+    theirs = {role: model.decoder(slots)[0].detach() for role, model in models.items()}
+    distance, bound = mask_bound(models["teacher"].decoder, own, slots)
+    maps = [metrics.label_maps(masks["student", factor], (6, 6)) for factor in (1, 2)]
+    expected = {
+        "length_ratio": 2,
+        "length_gap": 1,
+        "mask_distance": (masks["teacher", 1] - theirs["teacher"]).norm(dim=1).mean(),
+        "mask_bound": bound.mean(),
+        "bound_held": (distance <= bound).double().mean(),
+        "one_slot_two_decoders": (theirs["student"] - theirs["teacher"]).norm(dim=1).mean(),
+        "doubled_same_slot": np.mean(maps[0] == maps[1]),
+        "entropy": metrics.mask_entropy(masks["student", 1]),
+        "doubled_entropy": metrics.mask_entropy(masks["student", 2]),
+        "permuted_cosine": F.cosine_similarity(own[:, [3, 0, 1, 2]], slots, dim=-1).mean(),
+        "cosine_with_same_slot": 1,
+    }
+    assert found == pytest.approx({name: float(value) for name, value in expected.items()})
+    swapped = implications._swapped(models, followed, [clip])["student's slots, teacher's decoder"]
+    assert swapped["metrics"] == columns([score_masks(clip, masks["teacher", 1])])
 
 
 def test_a_long_video_goes_there_and_back() -> None:

@@ -228,10 +228,11 @@ def relabelled(labels, values):
         np.array([3, 0, 4, 1, 2]),
         np.array([-128, 127, 0, -1, 5], np.int8),
         np.array([255, 0, 254, 7, 8], np.uint8),
+        np.array([0, 256, 1, 2, 3]),
         np.array([-(2**40), 2**40, 0, 17, -3]),
         np.array([2**64 - 1, 2**63, 2**63 + 1, 5, 0], np.uint64),
     ],
-    ids=["permuted", "int8", "uint8", "sparse", "uint64"],
+    ids=["permuted", "int8", "uint8", "one past a byte", "sparse", "uint64"],
 )
 def test_labels_are_only_names(values):
     rng = np.random.default_rng(2)
