@@ -65,7 +65,7 @@ def blocky(cells: list[list[list[int]]], side: int = 4) -> np.ndarray:
 def test_scores_are_those_of_a_loop_written_out(batch_size, masks):
     clips = random_clips(3)
     features = np.random.default_rng(0).standard_normal((3, 5, 9, 6)).astype(np.float16)
-    model = VideoSlotModel(MODEL).train()
+    model = VideoSlotModel(MODEL).train(masks == "decoder")
     before = copy.deepcopy(model.state_dict())
     found = evaluate(model, clips, features=features, batch_size=batch_size, masks=masks)
     assert found.keys() == METRICS
@@ -85,7 +85,7 @@ def test_scores_are_those_of_a_loop_written_out(batch_size, masks):
         }
         for name, value in expected.items():
             assert found[name][i] == pytest.approx(value, abs=1e-5), name
-    assert model.training
+    assert model.training == (masks == "decoder")
     assert all(map(torch.equal, before.values(), model.state_dict().values()))
 
 
@@ -268,13 +268,17 @@ def test_background_can_be_an_object_of_best_overlap():
     # background's best slot has 2 of its 3 patches
     assert found["video_mbo"] == found["image_mbo"] == pytest.approx((2 / 3 + 1) / 2)
     assert found["video_iou"] == pytest.approx((2 / 3 + 1) / 2)
-    assert found["video_ari"] == metrics.adjusted_rand_index(labels, slots, ignore_label=None)
     assert found["video_ari"] < found["video_fg_ari"] == 1
     assert found["j_and_f"] == without["j_and_f"] == 1
     empty = labelled(blocky([[[0, 0], [0, 0]]]))
     found = score_labels(empty, slots, protocol=protocol_for("randsfq", "movi_d"))
     assert np.isnan(found["video_fg_ari"])
     assert found["video_mbo"] == 0.5
+    assert found["image_mbo_frames"] == 1
+    first, second = random_clips(2)
+    found = score_labels(first, second.labels, protocol=protocol_for("randsfq", "movi_d"))
+    whole = metrics.adjusted_rand_index(first.labels, second.labels, ignore_label=None)
+    assert found["video_ari"] == whole
 
 
 class Counting(list):
@@ -350,11 +354,8 @@ def test_published_protocols():
     assert (other.preprocessing, other.window, other.cover_end) == (square, 20, True)
     assert protocol_for("randsfq", "movi_e").window is None
     pieces = protocol_for("videosaur", "ytvis2021")
-    assert (pieces.window, pieces.preprocessing.size, pieces.preprocessing.label_size) == (
-        6,
-        518,
-        224,
-    )
+    assert (pieces.window, pieces.n_videos) == (6, None)
+    assert (pieces.preprocessing.size, pieces.preprocessing.label_size) == (518, 224)
     for name in PROTOCOLS:
         assert protocol_for(name, "ytvis2021").name == name
 
@@ -418,9 +419,10 @@ def test_blocks_share_a_size_that_they_do_not_divide():
 
 def test_chain_follows_the_nearest_centres():
     frames = [[[0.0], [10.0]], [[11.0], [1.0], [50.0]], [[51.0], [2.0]], [[2.0], [12.0]]]
+    frames.append([[90.0], [12.0], [2.0]])
     names = baselines.chain([np.array(frame) for frame in frames])
-    # 50 is new; at the end the one cluster left for 12 is that of 51.
-    assert [name.tolist() for name in names] == [[0, 1], [1, 0, 2], [2, 0], [0, 2]]
+    # 50 is new, and so is 90; the one cluster left for 12 is that of 51.
+    assert [name.tolist() for name in names] == [[0, 1], [1, 0, 2], [2, 0], [0, 2], [3, 2, 0]]
     # Squares shun the long way of one cluster: 9 + 9.2 in all is less than 0 + 35.6.
     squared = baselines.chain([np.array([[0, 0], [3, 0]]), np.array([[3, 0], [5.9, 0.9]])])
     assert squared[1].tolist() == [0, 1]
@@ -459,6 +461,11 @@ def test_clusters_of_a_video_find_an_object_that_comes_back():
     assert found["video_fg_ari"] == found["image_fg_ari"] == [1]
     assert found["slots_in_use"] == [pytest.approx((3 + 2 + 3) / 3)]
     assert found["identity_switches"] == found["mask_entropy"] == [0]
+    noise = np.random.default_rng(0).standard_normal((1, 3, 16, 6))
+    by_frame = baselines.kmeans_per_frame([clip], noise, "true")
+    assert by_frame["slots_in_use"] == found["slots_in_use"]
+    most = baselines.kmeans_per_frame([clip], noise, 20)
+    assert most["slots_in_use"] == [16]  # a frame has no more patches
 
 
 def test_videos_that_are_clustered_may_differ_in_length():

@@ -91,7 +91,7 @@ def test_another_order_of_slots_is_seen_under_the_best_permutation_alone() -> No
     slots[0] = teacher.slots[0]  # one order holds for the whole video
     student = Followed(slots, np.argsort(order)[teacher.labels])
     scores = fidelity([student], [teacher], [clip_of(teacher.labels)])
-    apart = F.cosine_similarity(slots[0], slots[0, order], dim=-1).mean()
+    apart = F.cosine_similarity(slots[0], slots[0, order], dim=-1).mean().item()
     assert scores["slot_cosine_permuted"] == pytest.approx([(apart + 3) / 4])
     assert scores["slot_cosine"][0] < 0.5
     assert scores["same_slot"] == [0]

@@ -74,6 +74,9 @@ def test_paired_difference_is_free_of_what_the_videos_share():
     better = difficulty + 0.03 + rng.normal(0, 0.01, 40)
     difference = paired_difference(better, difficulty)
     assert difference == mean_interval(better - difficulty)
+    options = {"confidence": 0.8, "n_resamples": 99, "seed": 3}
+    other = paired_difference(better, difficulty, **options)
+    assert other == mean_interval(better - difficulty, **options)
     assert 0.02 < difference.low < difference.mean < difference.high < 0.04
     assert mean_interval(better).low < mean_interval(difficulty).high  # hidden when unpaired
     reverse = paired_difference(difficulty, better)
