@@ -13,7 +13,7 @@ from slotmatch.experiments import answers
 from slotmatch.experiments.conditions import METHODS, candidates
 from slotmatch.experiments.study import Run
 from slotmatch.reporting.stats import Interval, crossed
-from slotmatch.reporting.verdicts import Verdict, power
+from slotmatch.reporting.verdicts import MARGIN, Verdict, power
 from slotmatch.settings import Distillation, choices
 
 LOSSES = choices(Distillation)
@@ -29,7 +29,7 @@ def write(
         "video_fg_ari": [None if np.isnan(one) else one for one in fg_ari],
         "video_mbo": [None if np.isnan(one) else one / 2 for one in fg_ari],
         "slot_cosine": [cosine] * len(fg_ari),
-        "same_slot_objects": [0.66] * len(fg_ari),
+        "same_slot_objects": [None if np.isnan(one) else 0.66 for one in fg_ari],
     }
     steps = {"step": [500, 1000, 1500]}
     entry = {
@@ -95,6 +95,11 @@ def test_values_and_differences_by_hand(study_of: Callable[..., None]) -> None:
     np.testing.assert_allclose(
         answers.differences(found, "own_start", "video_fg_ari"), [[20, 0], [-10, -30]]
     )
+    turned = answers.differences(found, "slotmatch", "video_fg_ari", "own_start")
+    np.testing.assert_allclose(turned, [[-20, 0], [10, 30]])
+    row = answers.score_table(found, ["slotmatch"]).loc["SlotMatch"]
+    assert row["FG-ARI"].startswith("45.0 [")
+    assert row["on objects, %"] == "66"
 
 
 def test_a_gap_in_the_seeds_ends_them(study_of: Callable[..., None]) -> None:
@@ -176,13 +181,16 @@ def test_table_verdict_and_sentence_follow_a_file(study_of: Callable[..., None])
     mean = answers.differences(found, "with_decoder_masks", "video_fg_ari").mean()
     assert row["FG-ARI, difference"].startswith(f"{mean:+.1f} [")
     assert float(row["FG-ARI, p"]) < 0.05 < float(row["mBO, p"])
-    said = answers.claim(answers.judged(found, "with"))
+    words = answers.judged(found, "with")
+    said = answers.claim(words)
     assert "refuted at this scale" in said
     assert "helps: decoder masks" in said
-    (text,) = {own.get_text() for own in answers.forest(found, "with").axes[-1].texts} - {
-        "redundant"
-    }
+    axes = answers.forest(found, "with").axes
+    (text,) = {own.get_text() for own in axes[-1].texts} - {"redundant"}
     assert text == "helps"
+    assert axes[0].patches[0].get_x() == -MARGIN  # shaded
+    bar = axes[0].collections[0].get_segments()[list(words).index("decoder_masks")]
+    assert bar[:, 0] == pytest.approx(words["decoder_masks"].intervals["video_fg_ari"][1:])
 
 
 def test_scores_with_one_seed_have_no_interval(study_of: Callable[..., None]) -> None:
@@ -217,7 +225,11 @@ def test_power_is_told_from_three_seeds_on(study_of: Callable[..., None]) -> Non
     for seed in range(2, 5):
         setting = list(candidates()["with_relations"])[1]
         Run("minimovi_a", "with_relations", setting, seed, "test").path.unlink()
-    assert answers.plan_power(answers.read_study(), n_draws=50).empty
+    found = answers.read_study()
+    assert answers.plan_power(found, n_draws=50).empty
+    assert list(answers.judged(found, "with")) == ["relations"]
+    del found["with_relations"][1]
+    assert answers.judged(found, "with") == {}
 
 
 def test_curves_are_means_and_tell_what_is_saved(study_of: Callable[..., None]) -> None:

@@ -22,6 +22,7 @@ from slotmatch.experiments.implications import (
     mask_bound,
     measures_table,
     shares_table,
+    slopes_of,
     there_and_back,
     told,
 )
@@ -52,6 +53,10 @@ def test_masks_stay_within_their_bound(pair, distance: float) -> None:
     assert found.shape == bound.shape == (3, 9)
     assert (found <= bound).all()
     assert (found > 0).all()
+    steepest = 2 * bound / (moved - slots).flatten(1).norm(dim=1, keepdim=True)
+    for end in (slots, moved):
+        own = slopes_of(pair[0].decoder, end.flatten(0, 1)).unflatten(0, (3, 4)).amax(1)
+        assert (steepest > 0.999 * own).all()
 
 
 def test_the_slope_is_exact_where_the_decoder_is_linear(pair) -> None:

@@ -90,6 +90,7 @@ def test_conditions_differ_from_slotmatch_in_what_their_name_says() -> None:
             inherited = {"own": (), "inherited": tuple(INHERITABLE)}
             kind = method.split("_")[0]
             assert condition.inherits == inherited.get(kind, ("initial_slots",))
+            assert (own.student.steps, own.student.seed) == (STEPS, 0)
             frames = own.student.batch_size * own.student.clip_length
             assert frames == base.student.batch_size * base.student.clip_length
             if method.startswith("videosaur"):
