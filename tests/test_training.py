@@ -169,6 +169,16 @@ def test_loss_is_the_sum_worked_out_by_hand(tmp_path):
     assert row["grad_norm"] == pytest.approx(sum(squares).sqrt().item(), rel=1e-4)
 
 
+def test_clipped_gradients_move_the_weights_less(tmp_path):
+    model = VideoSlotModel(MODEL)
+    before = copy.deepcopy(model.state_dict())
+    config = replace(QUICK, steps=2, warmup_steps=0, grad_clip=1e-12)  # beside Adam's 1e-8
+    log = train(model, make_features(), config, output=tmp_path)
+    assert log["grad_norm"].min() > 1e-3  # before clipping
+    moved = [(now - before[name]).abs().max() for name, now in model.state_dict().items()]
+    assert 0 < max(moved) < 1e-3 * config.learning_rate
+
+
 def test_terms_without_weight_are_not_computed(tmp_path):
     config = replace(QUICK, contrast_weight=0.0, attention_weight=0.0)
     teacher = VideoSlotModel(MODEL, seed=2)
@@ -198,7 +208,9 @@ def test_killed_run_goes_on_to_the_same_result(step, tmp_path, monkeypatch):
         kill_at(patch, step)
         with pytest.raises(KeyboardInterrupt):
             run("killed", killed)
-    assert_same_run(whole, resumed, log, run("killed", resumed))
+    rest = run("killed", resumed)
+    assert_same_run(whole, resumed, log, rest)
+    assert rest["seconds"].is_monotonic_increasing  # they add up
 
 
 def test_finished_run_only_loads_its_result(tmp_path, monkeypatch):
@@ -226,10 +238,11 @@ def test_validation_leaves_the_training_alone(tmp_path):
 
 
 def test_log_has_its_columns_and_steps(tmp_path):
-    log = train(VideoSlotModel(MODEL), make_features(), QUICK, output=tmp_path)
+    config = replace(QUICK, decay=0.1)
+    log = train(VideoSlotModel(MODEL), make_features(), config, output=tmp_path)
     assert list(log.columns) == list(loop.LOG_COLUMNS)
     assert list(log["step"]) == [1, 2, 4, 6, 8, 10, 12]
-    assert list(log["learning_rate"][:3]) == pytest.approx([0, 1.5e-3, 3e-3 * 0.5**0.1])
+    assert list(log["learning_rate"][:3]) == pytest.approx([0, 1.5e-3, 3e-3 * 0.1**0.1])
     assert log["attention"].notna().sum() == 4  # faded after half the steps
     assert log["seconds"].is_monotonic_increasing
 
@@ -296,6 +309,8 @@ def test_chance_is_a_function_of_seed_and_step():
     first, again, other = draws(0), draws(0), draws(1)
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
+    assert not np.array_equal(first[1:], other[:-1])
+    assert loading.draw(replace(config, patch_fraction=1.0), 0, 5, 9).patches is None
     videos, places, flipped, patches = np.split(np.array(first), [4, 8, 12], axis=1)
     assert all(len(set(row)) == 4 for row in videos)
     assert all(len(set(row)) == 4 for row in patches)  # half of 9, rounded
@@ -303,6 +318,16 @@ def test_chance_is_a_function_of_seed_and_step():
     assert np.bincount(patches.astype(int).ravel()) / 1000 == pytest.approx(4 / 9, abs=0.06)
     assert flipped.mean() == pytest.approx(0.5, abs=0.03)
     assert np.histogram(places, 4, (0, 1))[0] / places.size == pytest.approx(0.25, abs=0.03)
+
+
+def test_sampled_slots_follow_the_seed_of_their_step():
+    model, clips = VideoSlotModel(replace(MODEL, initial_slots="sampled")), torch.zeros(2, 1, 9, 6)
+    one, same, other = (
+        loading.Batch(0, clips, clips, None, seed, first=0, size=2).initial_state(model).predicted
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
 
 
 def test_frames_and_features_are_cut_alike():
@@ -469,8 +494,9 @@ def test_slots_that_are_all_the_same_are_reported_once(tmp_path):
     model = VideoSlotModel(MODEL)
     with torch.no_grad():
         model.initial_slots.slots[:] = model.initial_slots.slots[0]
-    with pytest.warns(RuntimeWarning, match="all slots are the same at step 4") as caught:
-        log = train(model, make_features(), QUICK, output=tmp_path)
+    config = replace(QUICK, validate_every=1)
+    with pytest.warns(RuntimeWarning, match="all slots are the same at step 3") as caught:
+        log = train(model, make_features(), config, output=tmp_path)  # after the warm-up
     assert len(caught) == 1
     assert log["slot_cosine"].iloc[0] == pytest.approx(1)
     assert log["attention_entropy"].iloc[0] == pytest.approx(1)
