@@ -3,18 +3,18 @@
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.collections import LineCollection
 
 from slotmatch import paths
 from slotmatch.experiments import answers
 from slotmatch.experiments.conditions import METHODS, candidates
 from slotmatch.experiments.study import Run
-from slotmatch.reporting.stats import Interval
-from slotmatch.reporting.verdicts import Verdict
+from slotmatch.reporting.stats import Interval, crossed
+from slotmatch.reporting.verdicts import MARGIN, Verdict, power
 from slotmatch.settings import Distillation, choices
 
 LOSSES = choices(Distillation)
@@ -30,13 +30,16 @@ def write(
         "video_fg_ari": [None if np.isnan(one) else one for one in fg_ari],
         "video_mbo": [None if np.isnan(one) else one / 2 for one in fg_ari],
         "slot_cosine": [cosine] * len(fg_ari),
-        "same_slot_objects": [0.66] * len(fg_ari),
+        "same_slot_objects": [None if np.isnan(one) else 0.66 for one in fg_ari],
     }
     steps = {"step": [500, 1000, 1500]}
     entry = {
         "metrics": metrics,
         "curve": steps
-        | {"validation_video_fg_ari": list(curve), "validation_slot_cosine": [cosine] * 3},
+        | {
+            "validation_video_fg_ari": list(curve),
+            "validation_slot_cosine": [0.0, cosine / 2, cosine],
+        },
     }
     run.path.parent.mkdir(parents=True, exist_ok=True)
     run.path.write_text(json.dumps({"models": {"student": entry}, "seeds": [run.seed]}))
@@ -93,6 +96,9 @@ def test_values_and_differences_by_hand(study_of: Callable[..., None]) -> None:
     np.testing.assert_allclose(
         answers.differences(found, "own_start", "video_fg_ari"), [[20, 0], [-10, -30]]
     )
+    row = answers.score_table(found, ["slotmatch"]).loc["SlotMatch"]
+    assert row["FG-ARI"].startswith("45.0 [")
+    assert row["on objects, %"] == "66"
 
 
 def test_a_gap_in_the_seeds_ends_them(study_of: Callable[..., None]) -> None:
@@ -120,6 +126,9 @@ def test_the_claim_needs_every_loss(study_of: Callable[..., None]) -> None:
     assert answers.claim(found) == "All 8 losses are redundant: the claim holds at this scale."
     assert answers.judged(answers.read_study(), "only") == {}
     assert answers.claim({}).startswith("None of the 8 losses was run")
+    hurts = found | {"relations": replace(found["relations"], word="hurts")}
+    assert "is not shown. Redundant: " in answers.claim(hurts)
+    assert answers.claim(hurts).endswith("; hurts: relations.")
     study_of({"slotmatch": 0, **every}, n_seeds=10)
     assert answers.effort(answers.read_study()) == "These are 10 seeds of each, as planned."
     del found["features"]
@@ -129,15 +138,21 @@ def test_the_claim_needs_every_loss(study_of: Callable[..., None]) -> None:
 
 
 def test_what_only_the_correction_undoes_is_told() -> None:
-    def verdict(word: str, low: float) -> Verdict:
-        intervals = {"video_fg_ari": Interval(0.0, -1.0, 1.0), "video_mbo": Interval(2.0, low, 4.0)}
+    def verdict(word: str, *mbo: float) -> Verdict:
+        intervals = {"video_fg_ari": Interval(0.0, -1.0, 1.0), "video_mbo": Interval(*mbo)}
         return Verdict(word, intervals, intervals, {})  # type: ignore[arg-type]
 
-    found = {"slot_error": verdict("undecided", 0.5), "features": verdict("redundant", -0.5)}
+    found = {
+        "slot_error": verdict("undecided", 2, 0.5, 4),
+        "features": verdict("redundant", 2, -0.5, 4),
+        "relations": verdict("undecided", -2, -4, -0.5),
+    }
     said = answers.leanings(found)
-    assert "correction for 4 comparisons" in said
-    assert said.endswith("exclude zero: slot error (mBO +2.0 [+0.5, +4.0]).")
-    found["slot_error"] = verdict("helps", 0.5)
+    assert "correction for 6 comparisons" in said
+    told = "slot error (mBO +2.0 [+0.5, +4.0]), relations (mBO -2.0 [-4.0, -0.5])."
+    assert said.endswith(f"exclude zero: {told}")
+    found["slot_error"] = verdict("helps", 2, 0.5, 4)
+    found["relations"] = verdict("hurts", -2, -4, -0.5)
     assert answers.leanings(found).startswith("No undecided or redundant loss")
 
 
@@ -187,15 +202,18 @@ def test_table_verdict_and_sentence_follow_a_file(study_of: Callable[..., None])
         for ends in re.findall(r"\[(.*?)\]", row["FG-ARI, difference"])
     )
     assert outer[0] <= inner[0] < mean < inner[1] <= outer[1]
-    said = answers.claim(answers.judged(found, "with"))
+    assert float(row["FG-ARI, p"]) < 0.05 < float(row["mBO, p"])
+    words = answers.judged(found, "with")
+    said = answers.claim(words)
     assert "refuted at this scale" in said
     assert "helps: decoder masks" in said
-    figure = answers.forest(found, "with")
-    assert {own.get_text() for own in figure.axes[-1].texts} == {"redundant", "helps"}
-    bars = (own for own in figure.axes[0].collections if isinstance(own, LineCollection))
-    thick = max(bars, key=lambda own: own.get_linewidth()[0])
-    drawn = [bar[:, 0] for bar in thick.get_segments()][list(after.index).index("+ decoder masks")]
-    np.testing.assert_allclose(drawn, inner, atol=0.05)
+    axes = answers.forest(found, "with").axes
+    assert {own.get_text() for own in axes[-1].texts} == {"redundant", "helps"}
+    assert axes[0].patches[0].get_x() == -MARGIN  # shaded
+    rank = list(words).index("decoder_masks")
+    thin, thick = (own.get_segments()[rank][:, 0] for own in axes[0].collections)
+    assert thin == pytest.approx(words["decoder_masks"].intervals["video_fg_ari"][1:])
+    assert thick == pytest.approx(words["decoder_masks"].narrower["video_fg_ari"][1:])
 
 
 def test_scores_with_one_seed_have_no_interval(study_of: Callable[..., None]) -> None:
@@ -215,21 +233,32 @@ def test_scores_with_one_seed_have_no_interval(study_of: Callable[..., None]) ->
 
 
 def test_power_is_told_from_three_seeds_on(study_of: Callable[..., None]) -> None:
-    study_of({"slotmatch": 0, "with_relations": 0}, n_seeds=5)
-    table = answers.plan_power(answers.read_study(), n_draws=50)
+    study_of({"slotmatch": 0, "with_relations": 0}, n_seeds=5, spread=3.0)
+    found = answers.read_study()
+    table = answers.plan_power(found, n_draws=50)
     assert list(table.index) == ["+ relations"]
-    assert table["FG-ARI, chance to show 3 points"].item() == "100 %"
+    pilot = crossed(answers.differences(found, "with_relations", "video_mbo")[:3])
+    chances = power(pilot, n_seeds=5, n_videos=N_VIDEOS, n_tests=16, n_draws=50)
+    assert table.filter(like="mBO").squeeze().tolist() == [
+        f"{pilot.seeds**0.5:.1f}",
+        f"{100 * chances['shown']:.0f} %",
+        f"{100 * chances['redundant']:.0f} %",
+    ]
     study_of({"slotmatch": 0, "with_relations": 0}, n_seeds=2)
     for seed in range(2, 5):
         setting = list(candidates()["with_relations"])[1]
         Run("minimovi_a", "with_relations", setting, seed, "test").path.unlink()
-    assert answers.plan_power(answers.read_study(), n_draws=50).empty
+    found = answers.read_study()
+    assert answers.plan_power(found, n_draws=50).empty
+    assert list(answers.judged(found, "with")) == ["relations"]
+    del found["with_relations"][1]
+    assert answers.judged(found, "with") == {}
 
 
 def test_curves_are_means_and_tell_what_is_saved(study_of: Callable[..., None]) -> None:
     study_of({"slotmatch": 0, "teacher_recipe": 0}, n_seeds=1)
     for method, rows in {
-        "slotmatch": ([0.2, 0.5, 0.6], [0.4, 0.5, 0.7]),
+        "slotmatch": ([0.2, 0.4, 0.6], [0.4, 0.4, 0.7]),
         "teacher_recipe": ([0.1, 0.4, 0.3],),
     }.items():
         setting = list(candidates()[method])[1]
@@ -238,7 +267,7 @@ def test_curves_are_means_and_tell_what_is_saved(study_of: Callable[..., None]) 
     found = answers.read_study()
     curves = answers.curves(found, ["slotmatch", "teacher_recipe", "no_term"])
     assert list(curves.columns) == ["step", "SlotMatch", "teacher's recipe"]
-    np.testing.assert_allclose(curves["SlotMatch"], [30, 50, 65])
+    np.testing.assert_allclose(curves["SlotMatch"], [30, 40, 65])
     assert answers.steps_saved(found) == (
         "The best that *teacher's recipe* reaches in 1500 steps, 40.0, SlotMatch has by step 1000."
     )

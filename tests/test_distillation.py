@@ -17,11 +17,12 @@ from slotmatch.distillation import (
     slot_relations,
     slot_relations_over_time,
 )
-from slotmatch.losses import slot_match
+from slotmatch.losses import slot_match, temporal_similarity
 from slotmatch.model import VideoSlotModel
 from slotmatch.settings import Added, choices
 from slotmatch.training import TrainConfig, train
-from slotmatch.training.student import Student
+from slotmatch.training.added import ADDED
+from slotmatch.training.student import Student, View
 
 LOSSES = (slot_error, slot_length_error, slot_relations, slot_relations_over_time)
 
@@ -44,6 +45,8 @@ def test_each_by_hand() -> None:
     halves = torch.tensor([0.5, 0.5]).view(1, 1, 2, 1)
     sure = torch.tensor([1.0, 0.0]).view(1, 1, 2, 1)
     assert mask_divergence(halves, sure).item() == pytest.approx(math.log(2))
+    lost = -math.log(2) - math.log(1e-8) / 2  # a share of zero counts as this much
+    assert mask_divergence(sure, halves).item() == pytest.approx(lost)
 
 
 def test_the_squared_error_splits_into_lengths_and_cosine() -> None:
@@ -96,15 +99,52 @@ def test_gradients_are_right(loss) -> None:
     assert torch.autograd.gradcheck(lambda own: loss(own, normal(1, 2, 3, 4, seed=1) ** 2), student)
 
 
+@pytest.mark.parametrize("loss", [*LOSSES, mask_divergence])
+def test_half_precision_is_summed_in_single(loss) -> None:
+    student, teacher = (normal(2, 3, 4, 8, seed=seed).softmax(-2).half() for seed in (0, 1))
+    assert_close(loss(student, teacher), loss(student.float(), teacher.float()), rtol=0, atol=0)
+
+
 def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(ValueError, match=r"got \(1, 2, 3, 4\) and \(1, 2, 4, 4\)"):
         slot_error(torch.ones(1, 2, 3, 4), torch.ones(1, 2, 4, 4))
+    with pytest.raises(ValueError, match=r"four axes, got \(2, 3, 4\)"):
+        slot_error(torch.ones(2, 3, 4), torch.ones(2, 3, 4))
     with pytest.raises(ValueError, match="two frames or more"):
         slot_relations_over_time(torch.ones(1, 1, 3, 4), torch.ones(1, 1, 3, 4))
     with pytest.raises(ValueError, match=r"an added loss must be one of .*, got 'hope'"):
         TrainConfig(steps=10, warmup_steps=0, added={"hope": 1.0})  # type: ignore[dict-item]
     with pytest.raises(ValueError, match="added relations must be a positive number, got 0"):
         TrainConfig(steps=10, warmup_steps=0, added={"relations": 0})
+
+
+def test_each_looks_at_what_its_name_says() -> None:
+    config = TrainConfig(steps=10, warmup_steps=0, added=dict.fromkeys(choices(Added), 1.0))
+    teacher = VideoSlotModel(tiny(feature_shape=(9, 5)), seed=1).double()
+    student = Student(VideoSlotModel(tiny(), seed=2).double(), config, teacher)
+    patches = torch.tensor([7, 0, 5])
+
+    def view(width: int, seed: int) -> View:
+        attention, masks = (normal(2, 3, 4, n, seed=seed + n).softmax(2) for n in (9, 3))
+        features, similarity = normal(2, 3, 9, width, seed=seed), normal(2, 3, 3, 9, seed=seed)
+        slots, some = normal(2, 3, 4, 8, seed=seed), normal(2, 3, 3, width, seed=seed + 1)
+        return View(features, patches, slots, attention, masks, some, similarity)
+
+    own, theirs = view(6, 1), view(5, 2)
+    by_head = student.heads["features"](student.model.transform(own.features))
+    rebuilt = student.heads["reconstructions"](own.reconstruction)
+    expected = {
+        "slot_error": slot_error(own.slots, theirs.slots),
+        "slot_lengths": slot_length_error(own.slots, theirs.slots),
+        "attention_masks": mask_divergence(own.attention, theirs.attention),
+        "decoder_masks": mask_divergence(own.masks, theirs.masks),
+        "features": F.mse_loss(by_head, theirs.features),
+        "reconstructions": F.mse_loss(rebuilt, theirs.reconstruction),
+        "relations": slot_relations(own.slots, theirs.slots),
+        "relations_over_time": slot_relations_over_time(own.slots, theirs.slots),
+        "temporal_similarity": temporal_similarity(own.similarity, own.features, patches=patches),
+    }
+    assert {name: loss(student, own, theirs) for name, loss in ADDED.items()} == expected
 
 
 @pytest.mark.parametrize("loss", choices(Added))

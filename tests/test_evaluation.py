@@ -65,7 +65,7 @@ def blocky(cells: list[list[list[int]]], side: int = 4) -> np.ndarray:
 def test_scores_are_those_of_a_loop_written_out(batch_size, masks):
     clips = random_clips(3)
     features = np.random.default_rng(0).standard_normal((3, 5, 9, 6)).astype(np.float16)
-    model = VideoSlotModel(MODEL).train()
+    model = VideoSlotModel(MODEL).train(masks == "decoder")
     before = copy.deepcopy(model.state_dict())
     found = evaluate(model, clips, features=features, batch_size=batch_size, masks=masks)
     assert found.keys() == METRICS
@@ -85,7 +85,7 @@ def test_scores_are_those_of_a_loop_written_out(batch_size, masks):
         }
         for name, value in expected.items():
             assert found[name][i] == pytest.approx(value, abs=1e-5), name
-    assert model.training
+    assert model.training == (masks == "decoder")
     assert all(map(torch.equal, before.values(), model.state_dict().values()))
 
 
@@ -100,10 +100,12 @@ def test_videos_of_any_length_and_size_keep_their_order():
 
 def test_sampled_slots_do_not_depend_on_the_batch():
     model = VideoSlotModel(replace(MODEL, initial_slots="sampled"))
-    clips = random_clips(4)
-    features = np.random.default_rng(0).standard_normal((4, 5, 9, 6)).astype(np.float16)
+    clips = random_clips(1) * 4
+    features = np.random.default_rng(0).standard_normal((1, 5, 9, 6)).astype(np.float16)
+    features = features.repeat(4, 0)
     alone, together = (evaluate(model, clips, features=features, batch_size=n) for n in (1, 4))
     assert alone == together
+    assert len(set(alone["mask_entropy"])) == 4  # each of the equal videos has its own draw
 
 
 def test_score_on_gives_means_over_the_clips():
@@ -115,6 +117,8 @@ def test_score_on_gives_means_over_the_clips():
         name: pytest.approx(np.mean(found[name]))
         for name in ("video_fg_ari", "image_fg_ari", "video_mbo")
     }
+    first = score_on(clips, features, protocol=replace(ORIGINAL, n_videos=2))(model)
+    assert first["video_mbo"] == pytest.approx(np.mean(found["video_mbo"][:2]))
 
 
 @pytest.mark.parametrize("n_processes", [2, 3, 7])
@@ -138,6 +142,10 @@ def test_processes_share_the_clips_and_find_the_same(n_processes):
     assert len(everything) == 5
     shared = score_on(clips, features, process=(0, n_processes), gather=lambda _: everything)
     assert shared(model) == pytest.approx(score_on(clips, features)(model), abs=1e-6)
+    # Draws depend on a video's place, so each process scores all videos.
+    sampled = VideoSlotModel(replace(MODEL, initial_slots="sampled"))
+    last = score_on(clips, features, process=(n_processes - 1, n_processes), gather=send)
+    assert last(sampled) == score_on(clips, features)(sampled)
 
 
 @pytest.mark.parametrize(
@@ -242,9 +250,11 @@ def test_skipped_frames_are_seen_and_do_not_change_the_others():
     skipped = evaluate(model, clips, protocol=replace(ORIGINAL, skip_first=True))
     with torch.no_grad():
         video = torch.from_numpy(clips[0].video).permute(0, 3, 1, 2) / 255
-        slots = metrics.label_maps(model(video[None]).masks[0], (12, 12))
+        soft = model(video[None]).masks[0]
+    slots = metrics.label_maps(soft, (12, 12))
     expected = metrics.adjusted_rand_index(clips[0].labels[1:], slots[1:])
     assert skipped["video_fg_ari"] == [pytest.approx(expected, abs=1e-5)]
+    assert skipped["mask_entropy"] == [pytest.approx(metrics.mask_entropy(soft[1:]), abs=1e-7)]
     assert skipped["video_fg_ari"] != whole["video_fg_ari"]
 
 
@@ -258,13 +268,17 @@ def test_background_can_be_an_object_of_best_overlap():
     # background's best slot has 2 of its 3 patches
     assert found["video_mbo"] == found["image_mbo"] == pytest.approx((2 / 3 + 1) / 2)
     assert found["video_iou"] == pytest.approx((2 / 3 + 1) / 2)
-    assert found["video_ari"] == metrics.adjusted_rand_index(labels, slots, ignore_label=None)
     assert found["video_ari"] < found["video_fg_ari"] == 1
     assert found["j_and_f"] == without["j_and_f"] == 1
     empty = labelled(blocky([[[0, 0], [0, 0]]]))
     found = score_labels(empty, slots, protocol=protocol_for("randsfq", "movi_d"))
     assert np.isnan(found["video_fg_ari"])
     assert found["video_mbo"] == 0.5
+    assert found["image_mbo_frames"] == 1
+    first, second = random_clips(2)
+    found = score_labels(first, second.labels, protocol=protocol_for("randsfq", "movi_d"))
+    whole = metrics.adjusted_rand_index(first.labels, second.labels, ignore_label=None)
+    assert found["video_ari"] == whole
 
 
 class Counting(list):
@@ -336,14 +350,12 @@ def test_published_protocols():
     assert protocol_for("slotcontrast", "minimovi_a") == movi
     assert protocol_for("original", "ovis") == replace(ORIGINAL, empty="skip")
     other = protocol_for("randsfq", "ytvis2021")
-    assert (other.preprocessing.size, other.window, other.background_counts) == (256, 20, True)
+    square = Preprocessing(256, "crop", interpolation="bilinear", antialias=True)
+    assert (other.preprocessing, other.window, other.cover_end) == (square, 20, True)
     assert protocol_for("randsfq", "movi_e").window is None
     pieces = protocol_for("videosaur", "ytvis2021")
-    assert (pieces.window, pieces.preprocessing.size, pieces.preprocessing.label_size) == (
-        6,
-        518,
-        224,
-    )
+    assert (pieces.window, pieces.n_videos) == (6, None)
+    assert (pieces.preprocessing.size, pieces.preprocessing.label_size) == (518, 224)
     for name in PROTOCOLS:
         assert protocol_for(name, "ytvis2021").name == name
 
@@ -407,9 +419,13 @@ def test_blocks_share_a_size_that_they_do_not_divide():
 
 def test_chain_follows_the_nearest_centres():
     frames = [[[0.0], [10.0]], [[11.0], [1.0], [50.0]], [[51.0], [2.0]], [[2.0], [12.0]]]
+    frames.append([[90.0], [12.0], [2.0]])
     names = baselines.chain([np.array(frame) for frame in frames])
-    # 50 is new; at the end the one cluster left for 12 is that of 51.
-    assert [name.tolist() for name in names] == [[0, 1], [1, 0, 2], [2, 0], [0, 2]]
+    # 50 is new, and so is 90; the one cluster left for 12 is that of 51.
+    assert [name.tolist() for name in names] == [[0, 1], [1, 0, 2], [2, 0], [0, 2], [3, 2, 0]]
+    # Squares shun the long way of one cluster: 9 + 9.2 in all is less than 0 + 35.6.
+    squared = baselines.chain([np.array([[0, 0], [3, 0]]), np.array([[3, 0], [5.9, 0.9]])])
+    assert squared[1].tolist() == [0, 1]
 
 
 def drifting() -> tuple[Clip, np.ndarray]:
@@ -445,6 +461,11 @@ def test_clusters_of_a_video_find_an_object_that_comes_back():
     assert found["video_fg_ari"] == found["image_fg_ari"] == [1]
     assert found["slots_in_use"] == [pytest.approx((3 + 2 + 3) / 3)]
     assert found["identity_switches"] == found["mask_entropy"] == [0]
+    noise = np.random.default_rng(0).standard_normal((1, 3, 16, 6))
+    by_frame = baselines.kmeans_per_frame([clip], noise, "true")
+    assert by_frame["slots_in_use"] == found["slots_in_use"]
+    most = baselines.kmeans_per_frame([clip], noise, 20)
+    assert most["slots_in_use"] == [16]  # a frame has no more patches
 
 
 def test_videos_that_are_clustered_may_differ_in_length():
@@ -460,8 +481,10 @@ def test_videos_that_are_clustered_may_differ_in_length():
 def test_k_means_is_repeatable():
     clips = random_clips(2)
     features = np.random.default_rng(0).standard_normal((2, 5, 9, 6))
-    first, again = (baselines.kmeans_per_frame(clips, features, 4) for _ in range(2))
-    assert first == again
+    first, again, other = (
+        baselines.kmeans_per_frame(clips, features, 4, seed=seed) for seed in (0, 0, 1)
+    )
+    assert first == again != other
 
 
 @pytest.mark.parametrize("count", [0, "two", 2.5])

@@ -49,6 +49,9 @@ def test_paper_has_the_published_sizes_and_schedule() -> None:
         4e-4,
         64,
     )
+    schedule = (movi.teacher.warmup_steps, movi.teacher.decay, movi.teacher.grad_clip)
+    assert schedule == (2500, 0.5, 0.05)
+    assert (movi.teacher.contrast_weight, movi.teacher.temperature) == (0.5, 0.1)
     assert (youtube.teacher.steps, youtube.teacher.learning_rate) == (100_000, 8e-4)
     assert youtube.teacher.flip_probability == 0
     assert movi.teacher.flip_probability == 0.5

@@ -52,6 +52,20 @@ def test_reconstruction_takes_half_precision_targets_from_a_cache() -> None:
 
 
 @pytest.mark.parametrize(
+    "loss",
+    [
+        feature_reconstruction,
+        slot_match,
+        lambda slots, _: slot_contrast(slots),
+        lambda features, _: temporal_similarity(features[..., :4], features),
+    ],
+)
+def test_half_precision_is_summed_in_single(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    one, other = (normal(2, 3, 4, 8, seed=seed).half() for seed in (0, 1))
+    assert_close(loss(one, other), loss(one.float(), other.float()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
     ("features", "complaint"),
     [
         (torch.zeros(2, 3), r"one shape, got \(3, 2\) and \(2, 3\)"),
@@ -196,10 +210,18 @@ def test_only_hungarian_is_blind_to_the_order_of_the_teachers_slots() -> None:
 
 
 def test_one_order_holds_for_a_whole_clip() -> None:
-    """A student that swaps two objects half-way is not excused."""
+    """A student that swaps two objects half-way is excused frame by frame alone."""
     teacher = torch.eye(2).expand(1, 2, 2, 2)
     student = torch.stack([torch.eye(2), torch.eye(2).flip(0)])[None]
     assert slot_match(student, teacher, correspondence="hungarian") == 0.5
+    assert slot_match(student, teacher, correspondence="hungarian_per_frame") == 0
+
+
+def test_shifted_pairs_each_slot_with_the_next() -> None:
+    slots = normal(2, 3, 5, 8)
+    student = slots[:, :, [1, 2, 3, 4, 0]]
+    shifted = slot_match(student, slots, correspondence="shifted")
+    assert shifted.item() == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("correspondence", ["index", "hungarian"])
@@ -257,16 +279,15 @@ def test_temporal_similarity_gives_the_reference_loss_and_target(oracles: Oracle
 
 def test_temporal_similarity_of_two_patches_by_hand() -> None:
     """They change places, so that each is like the other's patch of the next frame, and unlike
-    its own: shares of e to 1, since a cosine of 0 counts."""
+    its own: shares of e^(1 / temperature) to 1, since a cosine of 0 counts."""
     swap = of_frames([[2, 0], [0, 1]], [[0, 1], [3, 0]])
-    share = math.e / (math.e + 1)
     prediction = torch.zeros(1, 2, 2, 2, dtype=torch.float64)
     prediction[0, 0, 0] = torch.tensor([0.0, 2.0])
-    first = math.log(1 + math.exp(2)) - share * 2
-    loss = temporal_similarity(prediction, swap, temperature=1.0)
-    assert loss.item() == pytest.approx((first + math.log(2)) / 2)
-    # At a lower temperature the target is sharper, and so is the best prediction.
-    assert temporal_similarity(prediction, swap, temperature=0.1) < loss
+    for temperature, options in ((1.0, {"temperature": 1.0}), (0.075, {})):
+        share = 1 / (1 + math.exp(-1 / temperature))
+        first = math.log(1 + math.exp(2)) - share * 2
+        loss = temporal_similarity(prediction, swap, **options)
+        assert loss.item() == pytest.approx((first + math.log(2)) / 2)
 
 
 def test_unlike_patches_have_no_share_unless_all_are_unlike() -> None:
@@ -326,6 +347,7 @@ def test_temporal_similarity_takes_half_precision_features_and_shows_what_is_not
         ((2, 4, 4), (2, 4, 5), {}, r"expected features \(B,T,P,F\)"),
         ((1, 1, 4, 4), (1, 1, 4, 5), {}, "two frames or more, got one"),
         ((1, 2, 4, 4), (1, 2, 4, 5), {"temperature": 0.0}, "positive, got 0.0"),
+        ((1, 2, 4, 4), (1, 2, 4, 5), {"temperature": math.nan}, "positive, got nan"),
     ],
 )
 def test_temporal_similarity_names_what_does_not_fit(

@@ -225,13 +225,14 @@ def relabelled(labels, values):
 @pytest.mark.parametrize(
     "values",
     [
-        np.array([3, 0, 4, 1, 2]),
+        np.array([3, -1, 4, 1, 2]),
         np.array([-128, 127, 0, -1, 5], np.int8),
         np.array([255, 0, 254, 7, 8], np.uint8),
+        np.array([0, 256, 1, 2, 3]),
         np.array([-(2**40), 2**40, 0, 17, -3]),
         np.array([2**64 - 1, 2**63, 2**63 + 1, 5, 0], np.uint64),
     ],
-    ids=["permuted", "int8", "uint8", "sparse", "uint64"],
+    ids=["permuted", "int8", "uint8", "one past a byte", "sparse", "uint64"],
 )
 def test_labels_are_only_names(values):
     rng = np.random.default_rng(2)
@@ -330,6 +331,7 @@ def test_the_lowest_slot_wins_a_tie(oracles):
     soft, hard = oracles["argmax_tie.soft"], oracles["argmax_tie.hard"]
     maps = label_maps(soft.reshape(1, 1, 3, 4), (2, 2))
     np.testing.assert_array_equal(maps, hard.argmax(2))
+    assert label_maps(np.float32([[[0.5], [0.50001]]]), (1, 1)).item() == 1  # and nothing else
 
 
 def test_label_maps_of_a_grid_that_is_not_square():
@@ -380,6 +382,9 @@ def test_identity_switches():
     # changes its slot once in 3 steps.
     swapped = np.array([[5, 6, 6], [5, 6, 6], [5, 7, 7], [8, 7, 7]])[:, None]
     assert identity_switches(true, swapped) == pytest.approx(2 / 5)
+    # Slot 5 has more of the object in the first frame, and a smaller IoU.
+    large = np.array([[5, 5, 6, *[5] * 7], [6, 6, 6, *[5] * 7]])[:, None]
+    assert identity_switches(np.array([[1] * 3 + [0] * 7] * 2)[:, None], large) == 0
     assert math.isnan(identity_switches(true[:1], kept[:1]))
     assert math.isnan(identity_switches(0 * true, kept))
 
@@ -392,8 +397,9 @@ def test_mask_entropy():
     entropy = -(0.25 * math.log2(0.25) + 0.75 * math.log2(0.75))
     assert mask_entropy(shares) == pytest.approx(entropy / 2)
     assert mask_entropy(np.ones((1, 1, 4))) == 0
-    with pytest.raises(ValueError, match="soft-max"):
-        mask_entropy(np.array([[[3.0], [-2.0]]]))
+    for values in ([[3.0], [-2.0]], [[0.5], [0.52]]):
+        with pytest.raises(ValueError, match="soft-max"):
+            mask_entropy(np.array([values]))
     with pytest.raises(ValueError, match=r"got \(3,\)"):
         mask_entropy(np.ones(3))
 
@@ -408,8 +414,10 @@ def test_errors_name_the_value_and_the_fix():
         video_metrics(maps[0], maps[0])
     with pytest.raises(ValueError, match=r"\(0, 4, 4\) have no pixels"):
         video_metrics(maps[:0], maps[:0])
-    with pytest.raises(ValueError, match="are these label maps"):
-        adjusted_rand_index(np.arange(2**14), np.arange(2**14))
+    many = np.arange(2**11).reshape(1, 1, -1).repeat(16, 0)
+    for score, labels in ((adjusted_rand_index, np.arange(2**14)), (video_metrics, many)):
+        with pytest.raises(ValueError, match="are these label maps"):
+            score(labels, labels)
     with pytest.raises(ValueError, match="videos is empty"):
         dataset_metrics([])
     with pytest.raises(ValueError, match="rows, columns"):

@@ -4,6 +4,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -15,9 +16,10 @@ from scipy.ndimage import maximum_filter, minimum_filter
 from tiny import tiny
 
 import slotmatch
+from slotmatch import segmentation
 from slotmatch.data.video import Show, read_frames, show_of, timed_frames
 from slotmatch.metrics import label_maps
-from slotmatch.model import ModelConfig, VideoSlotModel, save
+from slotmatch.model import VideoSlotModel, save
 from slotmatch.palette import blend, slot_colors
 from slotmatch.segmentation import segment, segment_blocks, write_masks, write_overlay
 
@@ -105,6 +107,12 @@ def test_attention_masks_come_without_running_the_decoder(
     assert not np.array_equal(labels, decoded)
 
 
+@pytest.mark.parametrize(("n_slots", "dtype"), [(256, np.uint8), (257, np.int32)])
+def test_labels_hold_every_slot(video: np.ndarray, n_slots: int, dtype: type) -> None:
+    many = VideoSlotModel(replace(CONFIG, n_slots=n_slots), pretrained=False)
+    assert segment(video[:1], many).dtype == dtype
+
+
 @pytest.mark.parametrize("chunk", [1, 3, 7])
 def test_any_chunk_gives_the_whole_video(
     model: VideoSlotModel, video: np.ndarray, chunk: int
@@ -149,9 +157,7 @@ def test_memory_does_not_grow_with_the_video(model: VideoSlotModel, video: np.nd
 
 
 def test_sampled_slots_follow_the_seed(video: np.ndarray) -> None:
-    sampled = VideoSlotModel(
-        ModelConfig(**{**vars(CONFIG), "initial_slots": "sampled"}), pretrained=False, seed=1
-    )
+    sampled = VideoSlotModel(replace(CONFIG, initial_slots="sampled"), pretrained=False, seed=1)
     before = torch.get_rng_state()
     one, same = (segment(video[:2], sampled, seed=seed) for seed in (0, 0))
     assert torch.equal(torch.get_rng_state(), before)
@@ -302,8 +308,9 @@ def test_masks_do_not_overwrite_a_folder_nor_leave_half_of_one(
     with pytest.raises(FileExistsError, match="new or an empty folder"):
         write_masks(labels, taken)
     assert [file.name for file in taken.iterdir()] == ["precious.txt"]
-    with pytest.raises(ValueError, match=r"frame 1 has 300 to 300: write a \.npz"):
-        write_masks([labels[0], np.full((2, 2), 300)], tmp_path / "half")
+    for wrong in (-1, 256):
+        with pytest.raises(ValueError, match=rf"frame 1 has {wrong} to {wrong}: write a \.npz"):
+            write_masks([labels[0], np.full((2, 2), wrong)], tmp_path / "half")
     with pytest.raises(ValueError, match=r"integers \(H,W\), got float64 \(2, 2\)"):
         write_masks([np.zeros((2, 2))], tmp_path / "half")
     with pytest.raises(ValueError, match=r"integers \(H,W\), got int64 \(0, 2\)"):
@@ -328,6 +335,12 @@ def test_overlay_shows_each_slot_in_its_colour(
     assert np.abs(seen - video).mean() > 30
 
 
+def test_overlay_paints_floats_as_their_bytes(video: np.ndarray, labels: np.ndarray) -> None:
+    floats = torch.from_numpy(video).permute(0, 3, 1, 2) / 255
+    pictures = [picture for picture, _ in segmentation._painted(floats, labels, 0.0)]
+    assert np.array_equal(pictures, video)
+
+
 def test_overlay_keeps_the_files_rate_and_pads_odd_sizes(
     video: np.ndarray, labels: np.ndarray, tmp_path: Path
 ) -> None:
@@ -335,8 +348,9 @@ def test_overlay_keeps_the_files_rate_and_pads_odd_sizes(
     assert show_of(write_overlay(source, labels, tmp_path / "o.mp4")).rate == 25
     slow = write_overlay(source, labels, tmp_path / "o.mp4", fps=7.5)
     assert show_of(slow) == Show(7, 7.5)
-    odd = write_overlay(video[:, :-1, :-1], labels[:, :-1, :-1], tmp_path / "odd.mp4")
-    assert read_video(odd).shape == video.shape
+    odd = read_video(write_overlay(video[:, :, :-1], labels[:, :, :-1], tmp_path / "odd.mp4"))
+    assert odd.shape == video.shape
+    assert np.abs(odd[:, :, -1].astype(int) - odd[:, :, -2]).mean() < 20
 
 
 def test_overlay_refuses_what_does_not_fit_and_leaves_nothing(

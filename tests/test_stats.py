@@ -92,13 +92,25 @@ def test_errors_name_the_value_and_the_fix(call, message):
         call()
 
 
-def test_interval_over_seeds_and_videos_by_hand():
-    """Rows 1 3 and 5 9: seeds differ by 5, videos by 3, and 1 is left; mean squares 25, 9 and 1."""
-    got = crossed([[1, 3], [5, 9]]).interval()
-    variance = (25 + 9 - 1) / 4
-    freedom = (4 * variance) ** 2 / (25**2 + 9**2 + 1)
-    half = reference.t.ppf(0.975, freedom) * math.sqrt(variance)
-    assert (got.low, got.mean, got.high) == pytest.approx((4.5 - half, 4.5, 4.5 + half))
+@pytest.mark.parametrize(
+    ("values", "squares", "variance", "parts"),
+    [
+        # Seeds differ by 5, videos by 3, and 1 is left.
+        ([[1, 3], [5, 9]], (25, 9, 1), 25 + 9 - 1, (12, 4, 1)),
+        # So much is left that the estimate falls below the seeds' own mean square, or the videos'.
+        ([[1, 3], [4, 3]], (2.25, 0.25, 2.25), 2.25, (0, 0, 2.25)),
+        ([[1, 4], [3, 3]], (0.25, 2.25, 2.25), 2.25, (0, 0, 2.25)),
+    ],
+)
+def test_interval_over_seeds_and_videos_by_hand(values, squares, variance, parts):
+    found = crossed(values)
+    mean, error = np.mean(values), math.sqrt(variance / 4)
+    freedom = variance**2 / sum(square**2 for square in squares)
+    half = reference.t.ppf(0.975, freedom) * error
+    assert found.interval() == pytest.approx((mean, mean - half, mean + half))
+    assert found.p_value == pytest.approx(2 * reference.t.sf(mean / error, freedom))
+    assert (found.seeds, found.videos, found.rest) == pytest.approx(parts)
+    assert crossed(np.negative(values)).p_value == pytest.approx(found.p_value)
     assert crossed(np.full((2, 3), 0.5)).interval() == Interval(0.5, 0.5, 0.5)
 
 

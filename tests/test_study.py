@@ -36,6 +36,7 @@ from slotmatch.experiments.study import (
     seeds_planned,
     tryouts,
 )
+from slotmatch.model import INHERITABLE
 from slotmatch.reporting.verdicts import MARGIN
 from slotmatch.settings import Distillation, choices
 
@@ -64,7 +65,7 @@ def write(run: Run, scores: list[float]) -> None:
 
 def test_conditions_differ_from_slotmatch_in_what_their_name_says() -> None:
     base = planned(candidates()["slotmatch"][f"{BETA:g}"], "minimovi_a")
-    assert base.student.steps == STEPS
+    assert (base.student.steps, base.n_videos["test"]) == (STEPS, N_TEST)
     for method, settings in candidates().items():
         for condition in settings.values():
             own = planned(condition, "minimovi_a")
@@ -84,9 +85,23 @@ def test_conditions_differ_from_slotmatch_in_what_their_name_says() -> None:
             assert (own.models == base.models) != method.startswith("teacher_eyes")
             if "no_term" in method or method.startswith(("only_", "image_only", "videosaur")):
                 assert own.student.match_weight == 0
+            if "hungarian" in method:
+                assert own.student.correspondence == method.removeprefix("own_start_")
+            inherited = {"own": (), "inherited": tuple(INHERITABLE)}
+            kind = method.split("_")[0]
+            assert condition.inherits == inherited.get(kind, ("initial_slots",))
+            assert (own.student.steps, own.student.seed) == (STEPS, 0)
+            frames = own.student.batch_size * own.student.clip_length
+            assert frames == base.student.batch_size * base.student.clip_length
             if method.startswith("videosaur"):
                 assert own.student.contrast_weight == 0
                 assert not own.student.distils
+    half, images = (
+        planned(candidates()[method][""], "minimovi_a").student
+        for method in ("half_contrast", "image_only")
+    )
+    assert 2 * half.contrast_weight == base.student.contrast_weight
+    assert images.longest == 1
 
 
 def test_every_added_loss_is_tried_like_slotmatch_itself() -> None:
@@ -184,10 +199,12 @@ def test_a_result_made_of_something_else_is_stale(own_cache: Path, key: str, val
 def test_a_probe_tells_losses_apart_and_forgives_rounding(own_cache: Path) -> None:
     run = Run("minimovi_a", METHOD, "3", 0, "validation", "smoke")
     write(run, [0.5])
-    content = json.loads(run.path.read_text())
-    content["config"]["probe"] = [value * (1 + 1e-5) for value in content["config"]["probe"]]
-    run.path.write_text(json.dumps(content))
-    assert is_valid(run)
+    probe = made_of(run)["probe"]
+    for change, valid in ((1e-5, True), (5e-3, False)):
+        content = json.loads(run.path.read_text())
+        content["config"]["probe"] = [value * (1 + change) for value in probe]
+        run.path.write_text(json.dumps(content))
+        assert is_valid(run) == valid
     probes = {
         tuple(made_of(Run("minimovi_a", method, setting, 0, "test", "smoke"))["probe"])
         for method, setting in (("slotmatch", "3"), ("no_term", "0.002"), ("with_relations", "1"))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from slotmatch.reporting.stats import crossed
+from slotmatch.reporting.stats import Crossed, crossed
 from slotmatch.reporting.verdicts import holm, power, verdicts
 
 SEEDS, VIDEOS = 10, 60
@@ -54,11 +54,26 @@ def test_redundant_needs_every_metric_within_the_margin() -> None:
     assert found.word == "undecided"
     assert found.narrower["fg_ari"] == crossed(narrow).interval(0.9)
     assert found.intervals["fg_ari"] == crossed(narrow).interval(0.95)
+    within = drawn(rng)
+    within -= within.mean()
+    within *= 2 / crossed(within).interval(0.9).high
+    said = {shift: words(loss={"fg_ari": within + shift})["loss"] for shift in (-1.5, 0, 1.5)}
+    assert said == {-1.5: "undecided", 0: "redundant", 1.5: "undecided"}
+
+
+def test_p_values_are_corrected_over_losses_and_metrics() -> None:
+    rng = np.random.default_rng(1)
+    sure, unsure = drawn(rng, 4), drawn(rng)
+    found = verdicts({"one": {"fg_ari": sure, "mbo": unsure}, "other": {"fg_ari": unsure}})
+    assert found["one"].p_values["fg_ari"] == pytest.approx(3 * crossed(sure).p_value)
+    expected = min(1, 2 * crossed(unsure).p_value)
+    assert found["one"].p_values["mbo"] == pytest.approx(expected)
+    assert found["other"].p_values["fg_ari"] == pytest.approx(expected)
 
 
 def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
 
 
 def test_many_useless_losses_rarely_seem_to_help() -> None:
@@ -94,6 +109,24 @@ def test_power_grows_with_seeds_and_falls_with_the_number_of_tests() -> None:
     assert many["shown"] > few["shown"] + 0.2
     assert many["redundant"] > few["redundant"] + 0.2
     assert power(pilot, n_seeds=3, n_videos=60, n_tests=16, n_draws=300)["shown"] < few["shown"]
+
+
+def test_power_draws_from_the_variances_of_the_pilot(monkeypatch: pytest.MonkeyPatch) -> None:
+    pilot = Crossed(mean=7.0, error=1.0, freedom=5.0, seeds=4.0, videos=9.0, rest=16.0)
+    plan = {"n_seeds": 6, "n_videos": 30, "n_draws": 200, "effect": 2.0}
+    found: list[Crossed] = []
+    with monkeypatch.context() as patch:
+        seen = lambda values: found.append(crossed(values)) or found[-1]  # noqa: E731
+        patch.setattr("slotmatch.reporting.verdicts.crossed", seen)
+        chances = power(pilot, **plan)
+    assert chances == power(pilot, **plan)
+    for name in ("seeds", "videos", "rest"):
+        mean = np.mean([getattr(one, name) for one in found])
+        assert mean == pytest.approx(getattr(pilot, name), rel=0.2), name
+    assert np.mean([one.mean for one in found[::2]]) == pytest.approx(2, abs=0.3)
+    assert np.mean([one.mean for one in found[1::2]]) == pytest.approx(0, abs=0.3)
+    inside = [max(map(abs, one.interval(0.9)[1:])) < 3 for one in found[1::2]]
+    assert chances["redundant"] == np.mean(inside)
 
 
 def test_a_p_value_and_its_interval_agree() -> None:
