@@ -206,7 +206,8 @@ def test_table_verdict_and_sentence_follow_a_file(study_of: Callable[..., None])
     words = answers.judged(found, "with")
     said = answers.claim(words)
     assert "refuted at this scale" in said
-    assert "helps: decoder masks" in said
+    effect = words["decoder_masks"].intervals["video_fg_ari"]
+    assert f"helps: decoder masks (FG-ARI {effect:+.1f})." in said
     axes = answers.forest(found, "with").axes
     assert {own.get_text() for own in axes[-1].texts} == {"redundant", "helps"}
     assert axes[0].patches[0].get_x() == -MARGIN  # shaded

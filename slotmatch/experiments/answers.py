@@ -27,7 +27,7 @@ from slotmatch.experiments.study import (
 from slotmatch.reporting import plots
 from slotmatch.reporting.results import FIDELITY, HEADINGS, read_results
 from slotmatch.reporting.stats import Interval, crossed
-from slotmatch.reporting.verdicts import MARGIN, Verdict, power, verdicts
+from slotmatch.reporting.verdicts import LEVEL, MARGIN, Verdict, power, verdicts
 from slotmatch.settings import Distillation, choices
 
 __all__ = [
@@ -152,14 +152,15 @@ def judged(found: Found, kind: str) -> dict[str, Verdict]:
 def claim(found: Mapping[str, Verdict]) -> str:
     """The claim that all added losses are redundant, judged in a sentence.
 
-    An intersection-union claim: it holds if each holds, and with every loss judged.
+    With the differences that were shown, and their 95 % intervals. An intersection-union claim: it
+    holds if each holds, and with every loss judged.
     """
     every = choices(Distillation)
     said = {loss: own.word for loss, own in found.items()}
     if not said:
         return f"None of the {len(every)} losses was run with two seeds or more: nothing is shown."
     groups = {
-        word: [loss.replace("_", " ") for loss in said if said[loss] == word]
+        word: [_with_what_was_shown(loss, found[loss]) for loss in said if said[loss] == word]
         for word in ("redundant", "helps", "hurts", "mixed", "undecided")
     }
     if groups["redundant"] and len(groups["redundant"]) == len(every):
@@ -182,6 +183,15 @@ def effort(found: Found) -> str:
     if fewest >= (asked := seeds_planned(methods[-1])):
         return f"These are {told} seeds of each, as planned."
     return f"These are {told} seeds of each, a look on the way: the plan asks for {asked}."
+
+
+def _with_what_was_shown(loss: str, own: Verdict) -> str:
+    shown = [
+        f"{heading} {own.intervals[metric]:+.1f}"
+        for metric, heading in HEADINGS.items()
+        if own.p_values[metric] < LEVEL
+    ]
+    return loss.replace("_", " ") + (f" ({', '.join(shown)})" if shown else "")
 
 
 def leanings(found: Mapping[str, Verdict]) -> str:
