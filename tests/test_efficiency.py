@@ -75,9 +75,10 @@ def test_the_papers_sizes_are_counted(counts: efficiency.Counts) -> None:
     assert list(plain.loc["movi_e"]) == pytest.approx([164.6, 76.7], rel=0.01)
     assert list(plain.loc["ytvis2021"]) == pytest.approx([363.2, 143.4], rel=0.01)
     assert list(flops["times fewer parameters"]) == pytest.approx([3.571, 3.616], abs=1e-3)
-    assert flops.loc["movi_e", "times fewer FLOPs, plain"] == pytest.approx(
-        164.57 / 76.74, rel=1e-3
-    )
+    ratios = {"trainable parameters": 4_953_601 / 3_575_425, "FLOPs, plain": 164.57 / 76.74}
+    fast = [counts.fast["movi_e", role]["total"] for role in ("teacher", "student")]
+    for what, ratio in (ratios | {"FLOPs, fast": fast[0] / fast[1]}).items():
+        assert flops.loc["movi_e", f"times fewer {what}"] == pytest.approx(ratio, rel=1e-3)
     share = efficiency.decoder_share(counts).squeeze()
     own = counts.plain["movi_e", "student"]
     assert share["movi_e"] == pytest.approx(100 * own["decoder"] / own["total"])

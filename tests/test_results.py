@@ -1,5 +1,6 @@
 import json
 import math
+import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from slotmatch import paths
 from slotmatch.data import minimovi
 from slotmatch.reporting import results, stats
 
@@ -85,6 +87,7 @@ def test_a_run_says_when_on_what_and_with_what(tmp_path: Path) -> None:
     assert None not in environment["packages"].values()
     assert environment["hardware"]["cores"] >= 1
     assert environment["hardware"]["cpu"]
+    assert 0.5 < environment["hardware"]["memory_gib"] < 16_384
     revision = environment["source"]
     assert revision is None or (len(revision["revision"]) == 40 and "changed" in revision)
     path = tmp_path / "results.json"
@@ -93,6 +96,19 @@ def test_a_run_says_when_on_what_and_with_what(tmp_path: Path) -> None:
     assert results.write_results(path, again)["environment"] == environment, "as it was then"
     noise = results.run_results(dataset="noise", version="1", **given)
     assert noise["data"]["version"] == "1"
+
+
+def test_a_checkout_says_whether_it_was_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "REPOSITORY", tmp_path)
+    assert results.environment()["source"] is None
+    who = ["-c", "user.name=a", "-c", "user.email=b"]
+    for command in (["init"], [*who, "commit", "--allow-empty", "-m", "first"]):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True, capture_output=True)
+    assert results.environment()["source"]["changed"] is False
+    (tmp_path / "file").touch()
+    assert results.environment()["source"]["changed"] is True
 
 
 @pytest.mark.parametrize("key", ["config", "models", "environment"])
@@ -164,6 +180,10 @@ def test_table_by_hand() -> None:
     assert list(table.columns) == ["FG-ARI", "mBO", "parameters", "ms per frame"]
     assert list(table.loc["Teacher"]) == ["80.0 [80.0, 80.0]", "50.0 [50.0, 50.0]", "5.00 M", "5.5"]
     assert list(table.loc["blocks"]) == ["10.0 [10.0, 10.0]", "-", "-", "-"]
+    followed = content()
+    followed["models"]["student"]["metrics"]["slot_cosine"] = [0.5, 0.5, 0.5]
+    found = results.comparison_table(followed)["slot cosine"]
+    assert list(found) == ["-", "0.50 [0.50, 0.50]", "-"]
 
 
 def test_differences_by_hand() -> None:
