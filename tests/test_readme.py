@@ -226,7 +226,8 @@ def claim() -> list[str]:
     """What the study has shown so far."""
     found = answers.read_study()
     added = answers.judged(found, "with")
-    return [answers.claim(added), answers.leanings(added), answers.effort(found)]
+    sentences = [answers.claim(added), answers.leanings(added)]
+    return [*sentences, answers.left_open(found), answers.effort(found)]
 
 
 def prose(name: str) -> str:
