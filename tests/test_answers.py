@@ -168,11 +168,11 @@ def test_the_losses_that_were_set_apart_are_tested_on_later_seeds(
         for run in runs[:5]:
             run["models"]["student"]["metrics"]["video_fg_ari"] = [0.1] * N_VIDEOS
     told = answers.left_open(found)
-    assert told.startswith("On the 4 seeds of each that were run since, the 3 lie +")
+    assert told.startswith("On the 4 seeds of each that were run since, they lie +")
     gap, low, high = map(float, re.findall(r"([+-][\d.]+)[\], ]", told)[:3])
     assert low < gap < high
     assert gap == pytest.approx(2, abs=0.6)
-    assert told.endswith("from the other 5 in the mean.")
+    assert told.endswith("from the other losses in the mean.")
 
 
 def test_table_verdict_and_sentence_follow_a_file(study_of: Callable[..., None]) -> None:
