@@ -232,8 +232,8 @@ def left_open(found: Found) -> str:
     }
     told = " and ".join(f"{own:+.1f} points of {heading}" for heading, own in apart.items())
     return (
-        f"On the {n_seeds} seeds of each that were run since, they lie {told} from the other losses "
-        "in the mean."
+        f"On the {n_seeds} seeds of each that were run since, they lie {told} from the other "
+        "losses in the mean."
     )
 
 
