@@ -37,15 +37,13 @@ reproduce: $(INSTALLED)
 
 book: reproduce
 
-# One process a core, each with one thread; tests that share a book or a notebook's run stay together.
-TESTS := $(VENV)/bin/python -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadgroup
-test test-fast: export OMP_NUM_THREADS := 1
-
 test: $(INSTALLED) check chromium
-	@$(TESTS) -m "slow or not slow"
+	@$(VENV)/bin/python -m pytest -q -m "slow or not slow"
 
+# One process a core, each with one thread.
+test-fast: export OMP_NUM_THREADS := 1
 test-fast: $(INSTALLED)
-	@$(TESTS)
+	@$(VENV)/bin/python -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadgroup
 
 check: $(INSTALLED)
 	@$(VENV)/bin/python -m ruff check --quiet .

@@ -293,8 +293,7 @@ def test_both_commands_set_up_once(make: Any, tmp_path: Path) -> None:
     lock = "--constraint requirements.lock"
     assert install == f"-m pip install --quiet --quiet {lock} --editable .[book,onnx,test]"
     assert [check.split()[1] for check in checks] == ["ruff", "ruff", "mypy", "nbstripout"]
-    shared = "--numprocesses logical --maxprocesses 4 --dist loadgroup"
-    assert test == f"-m pytest -q {shared} -m slow or not slow"
+    assert test == "-m pytest -q -m slow or not slow"
     assert make("test") == [*checks, test]
     assert make("reproduce") == ["-m slotmatch.reporting.report"]
     assert make("install") == []
