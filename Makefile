@@ -43,7 +43,7 @@ test: $(INSTALLED) check chromium
 # One process a core, each with one thread.
 test-fast: export OMP_NUM_THREADS := 1
 test-fast: $(INSTALLED)
-	@$(VENV)/bin/python -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadgroup
+	@$(VENV)/bin/python -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile
 
 check: $(INSTALLED)
 	@$(VENV)/bin/python -m ruff check --quiet .

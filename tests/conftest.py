@@ -20,17 +20,6 @@ from slotmatch.paths import NOTEBOOKS
 from slotmatch.reporting import report
 from slotmatch.reporting.results import read_results
 
-SHARED = {"book": {"printed_book", "site"}, "notebooks": {"run_notebook"}}
-"""Fixtures whose work is done once a process."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes test, what shares a book, a notebook's run or a file stays in one."""
-    for item in items:
-        used = {*item.fixturenames}  # type: ignore[attr-defined]
-        groups = [name for name, fixtures in SHARED.items() if fixtures & used]
-        item.add_marker(pytest.mark.xdist_group((*groups, item.path.name)[0]))
-
 
 @pytest.fixture(scope="session")
 def oracles() -> Iterator[Mapping[str, np.ndarray]]:

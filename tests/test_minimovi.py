@@ -161,10 +161,11 @@ def test_a_stopped_run_is_resumed(copied_root):
 
 
 RUN = """
-import sys
+import os, sys
 from slotmatch.data.minimovi import MiniMovi
 if __name__ == "__main__":
-    root, *sizes = sys.argv[1:]
+    root, n_cores, *sizes = sys.argv[1:]
+    os.cpu_count = lambda: int(n_cores)
     for n in sizes:
         MiniMovi("minimovi_e", "validation", n_videos=int(n), root=root)
 """
@@ -174,11 +175,11 @@ if __name__ == "__main__":
 def test_two_runs_write_the_same_bytes_whatever_was_asked_for_before(tmp_path):
     script = tmp_path / "run.py"
     script.write_text(RUN)
-    # One after the other, against both at once; other hash seeds.
-    for folder, seed, *sizes in (("one", "2", "1", "2"), ("two", "1", "2")):
+    # Each video by a process of its own, against all by one; other hash seeds.
+    for folder, n_cores, *sizes in (("one", "2", "1", "2"), ("two", "1", "2")):
         subprocess.run(
-            [sys.executable, script, tmp_path / folder, *sizes],
-            env={**os.environ, "PYTHONHASHSEED": seed},
+            [sys.executable, script, tmp_path / folder, n_cores, *sizes],
+            env={**os.environ, "PYTHONHASHSEED": n_cores},
             check=True,
         )
     first, second = files(tmp_path / "one"), files(tmp_path / "two")

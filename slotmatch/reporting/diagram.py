@@ -5,13 +5,13 @@
 
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Polygon, Rectangle
 
 from slotmatch import paths
 from slotmatch.palette import SLOT_COLORS
+from slotmatch.reporting.plots import write_svg
 
 __all__ = ["LOSSES", "PICTURE", "draw"]
 
@@ -131,9 +131,7 @@ def _arrow(
 
 def main() -> None:
     """Write the picture, the same bytes each time."""
-    with mpl.rc_context(), paths.atomic(PICTURE) as temporary:
-        mpl.rcParams.update({"svg.hashsalt": "method", "svg.fonttype": "none"})
-        draw().savefig(temporary, format="svg", metadata={"Date": None})
+    write_svg(draw(), PICTURE)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle
+from pathlib import Path
 from types import MappingProxyType
 
 import matplotlib as mpl
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 
+from slotmatch import paths
 from slotmatch.palette import blend
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "score_bars",
     "style",
     "training_curves",
+    "write_svg",
 ]
 
 METHOD_COLORS: Mapping[str, str] = MappingProxyType(
@@ -509,6 +512,13 @@ def paired_scatter(
         fontsize="small",
     )
     return _despined(ax)
+
+
+def write_svg(figure: Figure, path: Path) -> None:
+    """Write a figure with its letters as text: the same bytes for the same figure."""
+    with mpl.rc_context(), paths.atomic(path) as temporary:
+        mpl.rcParams.update({"svg.hashsalt": path.stem, "svg.fonttype": "none"})
+        figure.savefig(temporary, format="svg", metadata={"Date": None})
 
 
 def _check_intervals(intervals: Mapping[str, tuple[float, float, float]]) -> None:

@@ -7,11 +7,11 @@ import ast
 from collections.abc import Mapping
 from pathlib import Path
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from slotmatch import paths
+from slotmatch.reporting.plots import write_svg
 
 __all__ = ["FLOORS", "PICTURE", "draw", "module_imports", "room_imports"]
 
@@ -109,9 +109,7 @@ def _name(path: Path) -> str:
 
 def main() -> None:
     """Write the picture, the same bytes for the same rooms."""
-    with mpl.rc_context(), paths.atomic(PICTURE) as temporary:
-        mpl.rcParams.update({"svg.hashsalt": "rooms", "svg.fonttype": "none"})
-        draw(room_imports()).savefig(temporary, format="svg", metadata={"Date": None})
+    write_svg(draw(room_imports()), PICTURE)
 
 
 if __name__ == "__main__":
