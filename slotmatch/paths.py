@@ -2,9 +2,10 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from hashlib import sha256
+from itertools import takewhile
 from pathlib import Path
 
 __all__ = [
@@ -60,7 +61,7 @@ def usual_mode(folder: Path) -> int:
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
-    """Refuse, before the work, a file that could not be written after it.
+    """Refuse, before the work, a file that could not be written after it; nothing is left behind.
 
     Raises:
         IsADirectoryError: a folder is there.
@@ -69,8 +70,25 @@ def check_output(path: str | os.PathLike[str]) -> None:
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: give the path of a file, in it or elsewhere")
+    made = _make_parents(path)
+    try:
+        usual_mode(path.parent)
+    finally:
+        _remove_empty(made)
+
+
+def _make_parents(path: Path) -> list[Path]:
+    """Make the folders above a path and return those that were missing, the innermost first."""
+    missing = list(takewhile(lambda folder: not folder.exists(), path.parents))
     path.parent.mkdir(parents=True, exist_ok=True)
-    usual_mode(path.parent)
+    return missing
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders, the innermost first, up to one that somebody has put something into."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 @contextmanager
@@ -79,17 +97,21 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     A reader never sees half a file, whatever stops the writer. The temporary one has the same
     name, in a hidden folder beside ``path``: writers that choose a format by suffix work, and no
-    ``glob`` for finished files finds it. Missing parent folders are made.
+    ``glob`` for finished files finds it. Missing parent folders are made, and vanish with it.
 
     Raises:
         FileNotFoundError: nothing was written to the temporary path.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
-        temporary = Path(folder) / path.name
-        yield temporary
-        os.replace(temporary, path)
+    made = _make_parents(path)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
+            temporary = Path(folder) / path.name
+            yield temporary
+            os.replace(temporary, path)
+    except BaseException:
+        _remove_empty(made)
+        raise
 
 
 def checksum(path: str | os.PathLike[str]) -> str:

@@ -258,6 +258,7 @@ def test_what_cannot_be_done_is_told_in_one_sentence(
     assert len(error.splitlines()) == 1
     assert error.startswith(f"slotmatch {arguments[0]}: ")
     assert re.search(message, error)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

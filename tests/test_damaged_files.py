@@ -136,7 +136,9 @@ def released(path: Path) -> None:
 
 def result(path: Path) -> None:
     entry = {"metrics": {"video_fg_ari": [0.5, None]}}
-    path.write_text(json.dumps({"config": {}, "models": {"teacher": entry}}))
+    clips = {"name": "minimovi_a", "version": 3, "split": "test", "ids": ["0", "1"]}
+    others = {"config": {}, "seeds": 0, "wall_seconds": 1.0, "environment": {}}
+    path.write_text(json.dumps({**others, "data": clips, "models": {"teacher": entry}}))
 
 
 READERS: dict[str, tuple[str, Callable[[Path], None], Callable[[Path], Any]]] = {

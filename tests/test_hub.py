@@ -163,7 +163,7 @@ def test_scores_of_another_model_are_refused_and_nothing_is_written(
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
         write_folder(model, tmp_path / "tiny", results=results(**models), entry=name)
-    assert list((tmp_path / "tiny").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_card_says_where_the_backbone_is_from_and_what_it_saw() -> None:

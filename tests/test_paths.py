@@ -49,6 +49,19 @@ with atomic(sys.argv[1]) as temporary:
 """
 
 
+def test_folders_made_for_what_failed_vanish_with_it(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), paths.atomic(tmp_path / "a" / "b" / "file"):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    paths.check_output(tmp_path / "a" / "b" / "file")
+    assert list(tmp_path.iterdir()) == []
+
+    (tmp_path / "a").mkdir()
+    with pytest.raises(FileNotFoundError), paths.atomic(tmp_path / "a" / "b" / "c" / "file"):
+        (tmp_path / "a" / "b" / "another").touch()  # and nothing at the temporary path
+    assert [left.name for left in (tmp_path / "a" / "b").iterdir()] == ["another"]
+
+
 def test_a_killed_writer_leaves_the_old_file_and_does_not_stop_the_next(tmp_path: Path) -> None:
     target = tmp_path / "results.json"
     target.write_text("old")

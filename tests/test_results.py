@@ -131,6 +131,18 @@ def test_data_need_ids_and_metrics_one_value_a_video(tmp_path: Path) -> None:
         results.write_results(tmp_path / "results.json", short)
 
 
+def test_what_cannot_be_written_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    whole = results.write_results(path, content())
+    path.write_text(json.dumps(whole | {"data": {"name": "minimovi_a"}}))
+    with pytest.raises(ValueError, match=r"results.json is damaged .* lacks \['version'"):
+        results.read_results(path)
+    whole["models"]["student"]["metrics"]["video_mbo"].pop()
+    path.write_text(json.dumps(whole))
+    with pytest.raises(ValueError, match="student has 2 values of video_mbo for 3 videos"):
+        results.read_results(path)
+
+
 def test_a_missing_file_says_what_makes_it(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="run the notebook"):
         results.read_results(tmp_path / "results.json")

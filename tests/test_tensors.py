@@ -99,7 +99,7 @@ def test_disk_that_is_full_is_one_sentence(tmp_path, monkeypatch, capsys):
 
 def test_output_is_looked_at_before_the_work(tmp_path):
     paths.check_output(tmp_path / "new" / "results.json")
-    assert list((tmp_path / "new").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
     with pytest.raises(IsADirectoryError, match=r"is a folder: give the path of a file"):
         paths.check_output(tmp_path)
     (tmp_path / "file").touch()

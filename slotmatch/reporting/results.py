@@ -140,18 +140,7 @@ def write_results(path: str | os.PathLike[str], content: Mapping[str, Any]) -> d
     Raises:
         ValueError: a key is missing, or a metric has not one value a video.
     """
-    if missing := [key for key in REQUIRED if key not in content]:
-        raise ValueError(f"results lack {missing}; needed are {list(REQUIRED)}")
-    if missing := [key for key in REQUIRED_OF_DATA if key not in content["data"]]:
-        raise ValueError(f"results['data'] lacks {missing}; needed are {list(REQUIRED_OF_DATA)}")
-    n_videos = len(content["data"]["ids"])
-    for name, entry in content["models"].items():
-        for metric, values in entry["metrics"].items():
-            if len(values) != n_videos:
-                raise ValueError(
-                    f"{name} has {len(values)} values of {metric} for {n_videos} videos; "
-                    "give one a video, nan for a skipped one"
-                )
+    _check(content)
     results = _plain(content)
     with paths.atomic(path) as temporary:
         temporary.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
@@ -170,6 +159,7 @@ def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise FileNotFoundError(f"no results at {path}; run the notebook that writes them first")
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
+        _check(results)
         for entry in results["models"].values():
             entry["metrics"] = {
                 metric: [math.nan if value is None else float(value) for value in values]
@@ -180,6 +170,21 @@ def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path} is damaged or no result file ({error}): delete it and run what wrote it again"
         ) from error
     return dict(results)
+
+
+def _check(content: Mapping[str, Any]) -> None:
+    if missing := [key for key in REQUIRED if key not in content]:
+        raise ValueError(f"results lack {missing}; needed are {list(REQUIRED)}")
+    if missing := [key for key in REQUIRED_OF_DATA if key not in content["data"]]:
+        raise ValueError(f"results['data'] lacks {missing}; needed are {list(REQUIRED_OF_DATA)}")
+    n_videos = len(content["data"]["ids"])
+    for name, entry in content["models"].items():
+        for metric, values in entry["metrics"].items():
+            if len(values) != n_videos:
+                raise ValueError(
+                    f"{name} has {len(values)} values of {metric} for {n_videos} videos; "
+                    "give one a video, nan for a skipped one"
+                )
 
 
 def comparison_table(results: Mapping[str, Any]) -> pd.DataFrame:
