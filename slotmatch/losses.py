@@ -89,7 +89,7 @@ def slot_contrast(
 
 
 def slot_match(
-    student: Tensor, teacher: Tensor, *, correspondence: Correspondence = "index"
+    student: Tensor, teacher: Tensor, *, correspondence: Correspondence | Tensor = "index"
 ) -> Tensor:
     """One minus the mean cosine of corresponding slots, both (B,T,K,D): a scalar in [0, 2].
 
@@ -97,8 +97,9 @@ def slot_match(
     that the student starts from the teacher's initial slots or learns their order;
     ``"hungarian"`` pairs them anew for each clip (``match_slots``), so that the order of the
     teacher's slots does not matter, ``"hungarian_per_frame"`` for each frame, so that slots may
-    change objects; ``"shifted"`` pairs each with the next, which is wrong on purpose. Lengths of
-    slots are free. No gradient reaches the teacher.
+    change objects; ``"shifted"`` pairs each with the next, which is wrong on purpose. A tensor is
+    the caller's own assignment (B,K), as ``match_slots`` returns it. Lengths of slots are free. No
+    gradient reaches the teacher.
 
     Raises:
         ValueError: the shapes differ or are of another rank, empty or not floating-point slots, or
@@ -107,10 +108,13 @@ def slot_match(
     _require_same_shape("student slots", student, "teacher slots", teacher)
     if student.ndim != 4:
         raise ValueError(f"expected slots (B,T,K,D), got {tuple(student.shape)}")
-    check_choice("correspondence", correspondence, Correspondence)
+    if not isinstance(correspondence, Tensor):
+        check_choice("correspondence", correspondence, Correspondence)
     student = full_precision(student)
     teacher = teacher.detach().to(student.dtype)
-    if correspondence == "hungarian":
+    if isinstance(correspondence, Tensor):
+        teacher = reorder_slots(teacher, correspondence)
+    elif correspondence == "hungarian":
         teacher = reorder_slots(teacher, match_slots(student, teacher))
     elif correspondence == "hungarian_per_frame":
         student, teacher = student.flatten(0, 1), teacher.flatten(0, 1)

@@ -28,6 +28,7 @@ __all__ = [
     "Interpolation",
     "LogitScale",
     "Masks",
+    "Pairing",
     "PositionInit",
     "Precision",
     "ProtocolName",
@@ -49,6 +50,8 @@ Masks = Literal["decoder", "attention"]
 """Whose masks segment a video: the decoder's, as SlotContrast scores, or slot attention's."""
 Correspondence = Literal["index", "hungarian", "hungarian_per_frame", "shifted"]
 """Which teacher slot a student slot answers to; ``"shifted"``, the next one, is a wrong answer."""
+Pairing = Literal[Correspondence, "shuffled"]
+"""The same in a training; in ``"shuffled"``, wrong on purpose, chance decides for each clip."""
 Distillation = Literal[
     "slot_error",
     "slot_lengths",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import result
 
 from slotmatch import paths
 from slotmatch.experiments import answers
@@ -42,7 +43,8 @@ def write(
         },
     }
     run.path.parent.mkdir(parents=True, exist_ok=True)
-    run.path.write_text(json.dumps({"models": {"student": entry}, "seeds": [run.seed]}))
+    content = result({"student": entry}, len(fg_ari), seeds=[run.seed])
+    run.path.write_text(json.dumps(content))
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from movi_files import write_movi
 from PIL import Image
-from tiny import tiny
+from tiny import result, tiny
 
 from slotmatch import data
 from slotmatch.data import Clip
@@ -134,11 +134,9 @@ def released(path: Path) -> None:
     torch.save({"state_dict": {"weight": torch.ones(3, 4)}, "epoch": 3}, path)
 
 
-def result(path: Path) -> None:
+def a_result(path: Path) -> None:
     entry = {"metrics": {"video_fg_ari": [0.5, None]}}
-    clips = {"name": "minimovi_a", "version": 3, "split": "test", "ids": ["0", "1"]}
-    others = {"config": {}, "seeds": 0, "wall_seconds": 1.0, "environment": {}}
-    path.write_text(json.dumps({**others, "data": clips, "models": {"teacher": entry}}))
+    path.write_text(json.dumps(result({"teacher": entry}, 2)))
 
 
 READERS: dict[str, tuple[str, Callable[[Path], None], Callable[[Path], Any]]] = {
@@ -155,7 +153,7 @@ READERS: dict[str, tuple[str, Callable[[Path], None], Callable[[Path], Any]]] = 
     "tensors": ("more.safetensors", model, read_tensors),
     "checkpoint": ("checkpoint.pt", a_checkpoint, lambda path: checkpoint.read(path, {"a": 1})),
     "released": ("movi_e.ckpt", released, slotcontrast.read_tensors),
-    "results": ("results.json", result, read_results),
+    "results": ("results.json", a_result, read_results),
 }
 
 

@@ -114,6 +114,8 @@ def test_what_does_not_fit_is_named() -> None:
         slot_relations_over_time(torch.ones(1, 1, 3, 4), torch.ones(1, 1, 3, 4))
     with pytest.raises(ValueError, match=r"an added loss must be one of .*, got 'hope'"):
         TrainConfig(steps=10, warmup_steps=0, added={"hope": 1.0})  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match=r"correspondence must be one of .*'shuffled'.* got 'x'"):
+        TrainConfig(steps=10, warmup_steps=0, correspondence="x")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="added relations must be a positive number, got 0"):
         TrainConfig(steps=10, warmup_steps=0, added={"relations": 0})
 

@@ -224,6 +224,15 @@ def test_shifted_pairs_each_slot_with_the_next() -> None:
     assert shifted.item() == pytest.approx(0, abs=1e-12)
 
 
+def test_an_assignment_of_the_callers_pairs_each_clip_by_itself() -> None:
+    slots = normal(2, 3, 3, 8)
+    orders = torch.tensor([[2, 0, 1], [0, 2, 1]])
+    student = torch.stack([slots[0, :, [2, 0, 1]], slots[1, :, [0, 2, 1]]])
+    assert slot_match(student, slots, correspondence=orders).item() == pytest.approx(0, abs=1e-12)
+    with pytest.raises(ValueError, match=r"an assignment \(B,K\)"):
+        slot_match(student, slots, correspondence=orders[0])
+
+
 @pytest.mark.parametrize("correspondence", ["index", "hungarian"])
 def test_slot_match_moves_the_student_and_never_the_teacher(correspondence: str) -> None:
     student = normal(1, 2, 3, 4).requires_grad_()

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from tiny import result
 
 from slotmatch import evaluation, paths
 from slotmatch.data import Clip
@@ -112,12 +113,9 @@ def test_what_was_run_stands_in_its_own_columns(
     csv = (paths.RESULTS / "reported" / "accuracy.csv").read_bytes()
     (tmp_path / "reported" / "accuracy.csv").write_bytes(csv)
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
-    content = {
-        "config": {"precision": "no"},
-        "data": {"name": "movi_e"},
-        "protocol": {"name": "slotcontrast"},
-        "models": {"model": {"metrics": {"video_fg_ari": [0.8, 0.9], "video_mbo": [0.3, None]}}},
-    }
+    entry = {"metrics": {"video_fg_ari": [0.8, 0.9], "video_mbo": [0.3, None]}}
+    rules = {"config": {"precision": "no"}, "protocol": {"name": "slotcontrast"}}
+    content = result({"model": entry}, 2, "movi_e", **rules)
     path = tmp_path / "paper" / "movi_e.student.json"
     path.parent.mkdir()
     path.write_text(json.dumps(content))

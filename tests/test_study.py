@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import result
 
 from slotmatch import paths
 from slotmatch.experiments import study
@@ -55,11 +56,8 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def write(run: Run, scores: list[float]) -> None:
     """A result file with these scores."""
     run.path.parent.mkdir(parents=True, exist_ok=True)
-    content = {
-        "config": made_of(run),
-        "models": {"student": {"metrics": {"video_fg_ari": scores}}},
-        "wall_seconds": 120.0,
-    }
+    entry = {"metrics": {"video_fg_ari": scores}}
+    content = result({"student": entry}, len(scores), config=made_of(run), wall_seconds=120.0)
     run.path.write_text(json.dumps(content))
 
 
@@ -210,6 +208,13 @@ def test_a_probe_tells_losses_apart_and_forgives_rounding(own_cache: Path) -> No
         for method, setting in (("slotmatch", "3"), ("no_term", "0.002"), ("with_relations", "1"))
     }
     assert len(probes) == 3
+
+
+def test_the_best_permutation_is_kept_where_indices_need_not_agree() -> None:
+    by_name = {name: next(iter(own.values())) for name, own in candidates().items()}
+    more = {name for name, own in by_name.items() if "slot_cosine_permuted" in study.kept(own)}
+    assert {"shifted", "shuffled", "hungarian", "own_start", "own_start_hungarian"} <= more
+    assert not {"slotmatch", "no_term", "with_relations", "inherited"} & more
 
 
 @pytest.mark.slow

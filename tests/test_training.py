@@ -18,11 +18,13 @@ import torch.nn.functional as F
 from tiny import tiny
 
 from slotmatch.backbones import Features
-from slotmatch.losses import slot_contrast
+from slotmatch.losses import slot_contrast, slot_match
 from slotmatch.model import INHERITABLE, VideoSlotModel, start_from
 from slotmatch.training import TrainConfig, loading, loop, recipe, train
 from slotmatch.training.checkpoint import CHECKPOINT
 from slotmatch.training.recipe import learning_rate_factor
+from slotmatch.training.step import find_slots, slotmatch_step
+from slotmatch.training.student import Student
 
 MODEL = tiny(n_slots=3)
 EMBEDDED = replace(MODEL, backbone="embedded", image_size=32, feature_shape=None)
@@ -328,6 +330,39 @@ def test_sampled_slots_follow_the_seed_of_their_step():
     )
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+def test_shuffled_slots_have_an_order_for_each_clip_however_the_batch_is_cut():
+    clips = torch.zeros(4, 1, 9, 6)
+    whole = loading.Batch(0, clips, clips, None, seed=3, first=0, size=4)
+    orders = whole.correspondence("shuffled", 5)
+    assert orders.sort(dim=1).values.tolist() == 4 * [[0, 1, 2, 3, 4]]
+    assert len({tuple(order) for order in orders.tolist()}) > 1
+    parts = [part.correspondence("shuffled", 5) for part in whole.micro_batches(2)]
+    assert torch.equal(torch.cat(parts), orders)
+    assert not torch.equal(replace(whole, seed=4).correspondence("shuffled", 5), orders)
+    assert whole.correspondence("hungarian", 5) == "hungarian"
+
+
+def test_a_shuffled_teacher_is_what_the_step_pairs_with():
+    config = TrainConfig(
+        steps=1, warmup_steps=0, match_weight=1.0, reconstruction_weight=0.0, contrast_weight=0.0
+    )
+    student, teacher = VideoSlotModel(MODEL, seed=1), VideoSlotModel(MODEL, seed=2)
+    clips = torch.from_numpy(make_features()[:2, :3]).float()
+    batch = loading.Batch(0, clips, clips, None, seed=3, first=0, size=2)
+
+    def loss(pairing):
+        trained = Student(student, config, teacher)
+        settings = replace(config, correspondence=pairing)
+        return slotmatch_step(trained, teacher, batch, settings).loss
+
+    own, theirs = (find_slots(model, clips, batch) for model in (student, teacher))
+    orders = batch.correspondence("shuffled", MODEL.n_slots)
+    torch.testing.assert_close(
+        loss("shuffled"), slot_match(own, theirs, correspondence=orders).detach()
+    )
+    assert loss("shuffled") != loss("index")
 
 
 def test_frames_and_features_are_cut_alike():

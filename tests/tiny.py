@@ -1,4 +1,4 @@
-"""Models and tensors of a few numbers, which most test files start from."""
+"""Models, tensors and results of a few numbers, which most test files start from."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from slotmatch.model import ModelConfig
 
-__all__ = ["normal", "tiny"]
+__all__ = ["normal", "result", "tiny"]
 
 
 def tiny(backbone: str | None = None, image_size: int | None = None, **changes: Any) -> ModelConfig:
@@ -21,3 +21,23 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     """Standard normal values in double precision."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def result(
+    models: dict[str, Any], n_videos: int, dataset: str = "minimovi_a", **more: Any
+) -> dict[str, Any]:
+    """The content of a result file on the first test videos of a data set."""
+    return {
+        "config": {},
+        "seeds": [0],
+        "data": {
+            "name": dataset,
+            "version": 1,
+            "split": "test",
+            "ids": [f"{dataset}/test/{number:05d}" for number in range(n_videos)],
+        },
+        "models": models,
+        "wall_seconds": 1.0,
+        "environment": {"python": "3.11"},
+        **more,
+    }

@@ -68,6 +68,7 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "hungarian": "Hungarian, per clip",
         "hungarian_per_frame": "Hungarian, per frame",
         "shifted": "shifted by one (wrong)",
+        "shuffled": "shuffled in each clip (wrong)",
         "own_start": "own initial slots",
         "own_start_hungarian": "own initial slots, Hungarian",
         "inherited": "everything inherited",
@@ -300,11 +301,8 @@ def score_table(found: Found, methods: Iterable[str]) -> pd.DataFrame:
         row = {"seeds": str(len(found[method]))}
         for metric, heading in HEADINGS.items():
             row[heading] = f"{_summary(values(found, method, metric)):.1f}"
-        for metric in ("slot_cosine", "same_slot_objects"):
-            mean = np.nanmean(values(found, method, metric))
-            row[FIDELITY[metric]] = (
-                f"{mean:.0f}" if "%" in FIDELITY[metric] else f"{mean / 100:.2f}"
-            )
+        for metric in ("slot_cosine", "slot_cosine_permuted", "same_slot_objects"):
+            row[FIDELITY[metric]] = _followed(found, method, metric)
         for metric, heading in HEADINGS.items():
             other = differences(found, method, metric)
             row[f"{heading} - SlotMatch's"] = (
@@ -312,6 +310,14 @@ def score_table(found: Found, methods: Iterable[str]) -> pd.DataFrame:
             )
         rows[NAMES[method]] = row
     return pd.DataFrame(rows).T.rename_axis("method")
+
+
+def _followed(found: Found, method: str, metric: str) -> str:
+    """How students of a method follow their teacher in the mean; a dash where it was not kept."""
+    if metric not in found[method][0]["models"]["student"]["metrics"]:
+        return "-"
+    mean = np.nanmean(values(found, method, metric))
+    return f"{mean:.0f}" if "%" in FIDELITY[metric] else f"{mean / 100:.2f}"
 
 
 def not_run(found: Found, methods: Iterable[str]) -> str:

@@ -111,6 +111,7 @@ def candidates() -> dict[str, dict[str, Condition]]:
         "hungarian": one({"correspondence": "hungarian"}),
         "hungarian_per_frame": one({"correspondence": "hungarian_per_frame"}),
         "shifted": one({"correspondence": "shifted"}),
+        "shuffled": one({"correspondence": "shuffled"}),
         "own_start": one({}, ()),
         "own_start_hungarian": one({"correspondence": "hungarian"}, ()),
         "inherited": one({}, everything),

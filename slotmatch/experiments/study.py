@@ -41,6 +41,7 @@ __all__ = [
     "Run",
     "chosen",
     "finals",
+    "kept",
     "launch",
     "made_of",
     "main",
@@ -58,7 +59,7 @@ KEPT = (
     *("video_fg_ari", "image_fg_ari", "video_mbo", "image_mbo"),
     *("slot_cosine", "slot_cosine_last", "same_slot_objects"),
 )
-"""Metrics of the result files."""
+"""Metrics of the result files, see `kept`."""
 DIGITS = 5
 PROBE_VIDEOS, PROBE_FRAMES, PROBE_STEPS = 4, 24, 3
 TOLERANCES = (1e-4, 1e-3, 1e-3, 1.0, 1e-2, 1.0)
@@ -195,6 +196,14 @@ def made_of(run: Run) -> dict[str, Any]:
     }
 
 
+def kept(condition: Condition) -> tuple[str, ...]:
+    """Metrics of a result file; where indices need not mean the same slots in student and teacher,
+    also the cosine under the best permutation."""
+    pairing = condition.training.get("correspondence", "index")
+    alike = pairing == "index" and "initial_slots" in condition.inherits
+    return KEPT if alike else (*KEPT, "slot_cosine_permuted")
+
+
 @cache
 def _probe(run: Run) -> tuple[float, ...]:
     """Losses and gradient norms of a run's first steps on random features."""
@@ -234,7 +243,7 @@ def execute(run: Run) -> None:
     scores = score_followed(own, clips) | fidelity(own, theirs, clips)
     curve = log.filter(like="validation_").dropna().round(DIGITS)
     entry = {
-        "metrics": {name: np.round(scores[name], DIGITS).tolist() for name in KEPT},
+        "metrics": {name: np.round(scores[name], DIGITS).tolist() for name in kept(run.condition)},
         "curve": {"step": log.step[curve.index].tolist()} | curve.to_dict("list"),
     }
     content = results.run_results(

@@ -23,6 +23,7 @@ from slotmatch.data import HasVideo
 from slotmatch.data.clips import LazyVideo, content, digest, ids_of, video_of
 from slotmatch.data.preprocessing import AS_IS, Cut, Preprocessing, clip_starts
 from slotmatch.model import SlotState, VideoSlotModel
+from slotmatch.settings import Correspondence, Pairing
 from slotmatch.training.recipe import TrainConfig
 
 __all__ = [
@@ -87,12 +88,25 @@ class Batch:
     first: int  # place of these clips in the batch of all processes
     size: int  # clips of that batch
 
+    @property
+    def place(self) -> slice:
+        """Of these clips in that batch."""
+        return slice(self.first, self.first + len(self.clips))
+
     def initial_state(self, model: VideoSlotModel) -> SlotState:
         """What the clips start from. Slots are drawn for the batch of all processes, so that a
         clip has the same ones however the batch is cut."""
         generator = torch.Generator().manual_seed(self.seed)
-        place = slice(self.first, self.first + len(self.clips))
-        return SlotState(model.initial_slots(self.size, generator)[place], 0)
+        return SlotState(model.initial_slots(self.size, generator)[self.place], 0)
+
+    def correspondence(self, pairing: Pairing, n_slots: int) -> Correspondence | Tensor:
+        """What the SlotMatch term pairs slots by; if shuffled, the clips' orders (B,K), which are
+        drawn as the initial slots are."""
+        if pairing != "shuffled":
+            return pairing
+        generator = torch.Generator().manual_seed(self.seed)
+        orders = torch.rand(self.size, n_slots, generator=generator).argsort(dim=-1)
+        return orders[self.place].to(self.clips.device)
 
     def micro_batches(self, n: int) -> list[Self]:
         """Parts of equal size, in order."""

@@ -12,8 +12,8 @@ from slotmatch.settings import (
     SEED,
     SHARE,
     Added,
-    Correspondence,
     Distillation,
+    Pairing,
     Precision,
     check,
     check_choice,
@@ -50,7 +50,7 @@ class TrainConfig:
     contrast_weight: float = 0.5  # alpha
     match_weight: float = 0.0  # beta
     temperature: float = 0.1  # of the contrast
-    correspondence: Correspondence = "index"  # which teacher slot a student slot answers to
+    correspondence: Pairing = "index"  # which teacher slot a student slot answers to
     attention_weight: float = 0.0  # ours: slot attention's masks have to explain the features too
     attention_until: float = 0.0  # share of the steps over which that weight fades; 0: it stays
     # Weights of further losses, which the paper's method has none of: training.added.
@@ -80,6 +80,7 @@ class TrainConfig:
                 (FRACTION, ("patch_fraction", "decay")),
             ],
         )
+        check_choice("correspondence", self.correspondence, Pairing)
         for name, weight in self.added.items():
             check_choice("an added loss", name, Added)
             if not POSITIVE.holds(weight):

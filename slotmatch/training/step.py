@@ -67,11 +67,12 @@ def slotmatch_step(
     with autocast(batch.clips, config.mixed_precision):
         own = see(model, batch.clips, batch, student.decode if decodes else None)
     target = own.features if batch.patches is None else own.features[:, :, batch.patches]
+    pairing = batch.correspondence(config.correspondence, model.config.n_slots)
 
     terms: dict[str, Callable[[], Tensor]] = {
         "reconstruction": lambda: feature_reconstruction(own.reconstruction, target),
         "contrast": lambda: slot_contrast(own.slots, temperature=config.temperature),
-        "match": lambda: slot_match(own.slots, theirs.slots, correspondence=config.correspondence),
+        "match": lambda: slot_match(own.slots, theirs.slots, correspondence=pairing),
         "attention": lambda: feature_reconstruction(
             full_precision(own.attention).mT @ student.project("attention", own.slots), own.features
         ),
