@@ -97,9 +97,9 @@ def slot_match(
     that the student starts from the teacher's initial slots or learns their order;
     ``"hungarian"`` pairs them anew for each clip (``match_slots``), so that the order of the
     teacher's slots does not matter, ``"hungarian_per_frame"`` for each frame, so that slots may
-    change objects; ``"shifted"`` pairs each with the next, which is wrong on purpose. A tensor is
-    the caller's own assignment (B,K), as ``match_slots`` returns it. Lengths of slots are free. No
-    gradient reaches the teacher.
+    change objects; ``"shifted"`` pairs each with the next, which is another numbering, the same for
+    all clips. A tensor is the caller's own assignment (B,K), as ``match_slots`` returns it. Lengths
+    of slots are free. No gradient reaches the teacher.
 
     Raises:
         ValueError: the shapes differ or are of another rank, empty or not floating-point slots, or

@@ -49,7 +49,7 @@ Split = Literal["train", "validation", "test"]
 Masks = Literal["decoder", "attention"]
 """Whose masks segment a video: the decoder's, as SlotContrast scores, or slot attention's."""
 Correspondence = Literal["index", "hungarian", "hungarian_per_frame", "shifted"]
-"""Which teacher slot a student slot answers to; ``"shifted"``, the next one, is a wrong answer."""
+"""Which teacher slot a student slot answers to; ``"shifted"``: always the next one."""
 Pairing = Literal[Correspondence, "shuffled"]
 """The same in a training; in ``"shuffled"``, wrong on purpose, chance decides for each clip."""
 Distillation = Literal[
