@@ -103,6 +103,16 @@ def test_values_and_differences_by_hand(study_of: Callable[..., None]) -> None:
     assert row["on objects, %"] == "66"
 
 
+def test_what_the_copy_gives_is_told_apart_from_the_term(study_of: Callable[..., None]) -> None:
+    study_of({"slotmatch": 0, "inherited": 10})
+    assert answers.inheritance(answers.read_study()) == ""
+    study_of({"inherited_no_term": 2})
+    told = answers.inheritance(answers.read_study())
+    assert re.search(r"the term adds \+[78]\.\d \[.*\] points of FG-ARI and \+[34]\.\d \[", told)
+    assert "(5 seeds of each)" in told
+    assert re.search(r"the copy adds \+(9|10)\.\d \[", told)
+
+
 def test_a_gap_in_the_seeds_ends_them(study_of: Callable[..., None]) -> None:
     study_of({"slotmatch": 0, "with_features": 0})
     setting = list(candidates()["with_features"])[1]

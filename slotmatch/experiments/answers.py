@@ -39,6 +39,7 @@ __all__ = [
     "differences",
     "effort",
     "forest",
+    "inheritance",
     "judged",
     "leanings",
     "left_open",
@@ -132,11 +133,13 @@ def values(found: Found, method: str, metric: str) -> NDArray[np.float64]:
     return 100 * np.array([run["models"]["student"]["metrics"][metric] for run in found[method]])
 
 
-def differences(found: Found, method: str, metric: str) -> NDArray[np.float64]:
-    """Method minus SlotMatch (m,n), for the seeds that both have and the videos that all score."""
-    own, other = values(found, method, metric), values(found, "slotmatch", metric)
-    shared = min(len(own), len(other))
-    between = own[:shared] - other[:shared]
+def differences(
+    found: Found, method: str, metric: str, other: str = "slotmatch"
+) -> NDArray[np.float64]:
+    """Method minus another (m,n), for the seeds that both have and the videos that all score."""
+    own, others = values(found, method, metric), values(found, other, metric)
+    shared = min(len(own), len(others))
+    between = own[:shared] - others[:shared]
     return between[:, ~np.isnan(between).any(axis=0)]
 
 
@@ -318,6 +321,29 @@ def _followed(found: Found, method: str, metric: str) -> str:
         return "-"
     mean = np.nanmean(values(found, method, metric))
     return f"{mean:.0f}" if "%" in FIDELITY[metric] else f"{mean / 100:.2f}"
+
+
+def inheritance(found: Found) -> str:
+    """What is the copy's and what is the term's where a student inherits everything: a paragraph.
+
+    Empty until both were run.
+    """
+    if not {"inherited", "inherited_no_term"} <= found.keys():
+        return ""
+
+    def told(method: str, other: str) -> str:
+        apart = {
+            heading: _summary(differences(found, method, metric, other))
+            for metric, heading in HEADINGS.items()
+        }
+        return " and ".join(f"{own:+.1f} points of {heading}" for heading, own in apart.items())
+
+    n_seeds = min(len(found[method]) for method in ("inherited", "inherited_no_term"))
+    return (
+        f"Where everything is inherited, the term adds {told('inherited', 'inherited_no_term')} "
+        f"({n_seeds} seed{'s' * (n_seeds > 1)} of each). To the term, the copy adds "
+        f"{told('inherited', 'slotmatch')}."
+    )
 
 
 def not_run(found: Found, methods: Iterable[str]) -> str:
