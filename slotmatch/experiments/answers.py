@@ -33,13 +33,13 @@ from slotmatch.settings import Distillation, choices
 __all__ = [
     "NAMES",
     "OTHERS",
+    "apart",
     "beta_curve",
     "claim",
     "curves",
     "differences",
     "effort",
     "forest",
-    "inheritance",
     "judged",
     "leanings",
     "left_open",
@@ -60,6 +60,8 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "teacher_recipe": "teacher's recipe",
         "beta_0.3": "beta 0.3",
         "beta_30": "beta 30",
+        "longer": "SlotMatch, twice the steps",
+        "longer_with_slot_lengths": "+ slot lengths, twice the steps",
         "image_only": "single frames, no term",
         "videosaur": "VideoSAUR's loss alone",
         "videosaur_reconstruction": "VideoSAUR's loss, reconstruction",
@@ -323,27 +325,16 @@ def _followed(found: Found, method: str, metric: str) -> str:
     return f"{mean:.0f}" if "%" in FIDELITY[metric] else f"{mean / 100:.2f}"
 
 
-def inheritance(found: Found) -> str:
-    """What is the copy's and what is the term's where a student inherits everything: a paragraph.
-
-    Empty until both were run.
-    """
-    if not {"inherited", "inherited_no_term"} <= found.keys():
-        return ""
-
-    def told(method: str, other: str) -> str:
-        apart = {
-            heading: _summary(differences(found, method, metric, other))
-            for metric, heading in HEADINGS.items()
-        }
-        return " and ".join(f"{own:+.1f} points of {heading}" for heading, own in apart.items())
-
-    n_seeds = min(len(found[method]) for method in ("inherited", "inherited_no_term"))
-    return (
-        f"Where everything is inherited, the term adds {told('inherited', 'inherited_no_term')} "
-        f"({n_seeds} seed{'s' * (n_seeds > 1)} of each). To the term, the copy adds "
-        f"{told('inherited', 'slotmatch')}."
+def apart(found: Found, method: str, other: str) -> str:
+    """How far one method lies above another, in words, and how many seeds that rests on."""
+    if not {method, other} <= found.keys():
+        return "what is not known yet: it was not run"
+    told = " and ".join(
+        f"{_summary(differences(found, method, metric, other)):+.1f} points of {heading}"
+        for metric, heading in HEADINGS.items()
     )
+    n_seeds = min(len(found[name]) for name in (method, other))
+    return f"{told} ({n_seeds} seed{'s' * (n_seeds > 1)} of each)"
 
 
 def not_run(found: Found, methods: Iterable[str]) -> str:

@@ -23,6 +23,8 @@ __all__ = ["BETA", "METHODS", "N_TEST", "STEPS", "Condition", "candidates", "pla
 
 STEPS = 1500
 """Half of ``mini``'s: more runs, and so more seeds, before longer ones."""
+LONGER = 2
+"""Times as many, to see whether what helps does so with more training."""
 BETA = 10.0
 """Weight of the SlotMatch term: the best of its three."""
 N_TEST = 300
@@ -58,11 +60,13 @@ class Condition:
         training: fields of the student's ``TrainConfig`` that differ from SlotMatch's.
         inherits: parts of the teacher that it starts from.
         model: fields of the student's ``ModelConfig`` that differ.
+        times: how many times ``STEPS`` it trains.
     """
 
     training: Mapping[str, Any] = field(default_factory=dict)
     inherits: tuple[str, ...] = ("initial_slots",)
     model: Mapping[str, Any] = field(default_factory=dict)
+    times: int = 1
 
 
 @cache
@@ -76,6 +80,7 @@ def candidates() -> dict[str, dict[str, Condition]]:
     eyes = {"backbone": teacher.backbone, "image_size": teacher.image_size}
     everything = tuple(INHERITABLE)
     frames = {"batch_size": base.student.batch_size * base.student.clip_length, "clip_length": 1}
+    lengths = {"slot_lengths": ALIKE["slot_lengths"]}
     images = {**alone, **uncontrasted, **frames, "doublings": ()}
 
     def rates(training: Mapping[str, Any], *others: Any) -> dict[str, Condition]:
@@ -102,6 +107,8 @@ def candidates() -> dict[str, dict[str, Condition]]:
         **{f"beta_{name}": {"": own} for name, own in betas(0.3, 30.0).items()},
         **{f"with_{loss}": weights(loss, {}) for loss in choices(Distillation)},
         **{f"only_{loss}": weights(loss, alone) for loss in choices(Distillation)},
+        "longer": {"": Condition(times=LONGER)},
+        "longer_with_slot_lengths": {"": Condition({"added": lengths}, times=LONGER)},
         "image_only": rates(images),
         "videosaur": videosaur(1.0, reconstruction_weight=0.0),
         "videosaur_reconstruction": videosaur(VIDEOSAUR),
@@ -129,7 +136,8 @@ def planned(
     condition: Condition, dataset: str, seed: int = 0, *, preset: Size = "mini"
 ) -> Experiment:
     """The experiment whose student a condition trains; ``smoke`` only shows that it does."""
-    experiment = select(preset, dataset, steps=STEPS if preset == "mini" else 0, seed=seed)
+    steps = STEPS * condition.times if preset == "mini" else 0
+    experiment = select(preset, dataset, steps=steps, seed=seed)
     if preset == "mini":
         experiment = replace(experiment, n_videos={**experiment.n_videos, "test": N_TEST})
     changed = {"match_weight": BETA, **condition.training}
