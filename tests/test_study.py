@@ -72,14 +72,16 @@ def test_conditions_differ_from_slotmatch_in_what_their_name_says() -> None:
                 for name in vars(base.student)
                 if getattr(own.student, name) != getattr(base.student, name)
             }
-            assert differing == {
+            longer = {"steps", "warmup_steps"} if method.startswith("longer") else set()
+            assert differing == longer | {
                 name
                 for name, value in condition.training.items()
                 if value != getattr(base.student, name)
             }
             assert own.teacher == base.teacher
             assert own.n_videos == base.n_videos
-            assert bool(own.student.added) == method.startswith(("with_", "only_", "videosaur"))
+            adds = method.startswith(("with_", "only_", "videosaur", "longer_with_"))
+            assert bool(own.student.added) == adds
             assert (own.models == base.models) != method.startswith("teacher_eyes")
             if "no_term" in method or method.startswith(("only_", "image_only", "videosaur")):
                 assert own.student.match_weight == 0
@@ -88,7 +90,8 @@ def test_conditions_differ_from_slotmatch_in_what_their_name_says() -> None:
             inherited = {"own": (), "inherited": tuple(INHERITABLE)}
             kind = method.split("_")[0]
             assert condition.inherits == inherited.get(kind, ("initial_slots",))
-            assert (own.student.steps, own.student.seed) == (STEPS, 0)
+            assert own.student.steps == (2 * STEPS if longer else STEPS)
+            assert own.student.seed == 0
             frames = own.student.batch_size * own.student.clip_length
             assert frames == base.student.batch_size * base.student.clip_length
             if method.startswith("videosaur"):
