@@ -78,7 +78,7 @@ def test_conditions_differ_from_slotmatch_in_what_their_name_says() -> None:
                 for name, value in condition.training.items()
                 if value != getattr(base.student, name)
             }
-            assert own.teacher == base.teacher
+            assert longer or own.teacher == base.teacher  # which is not trained here
             assert own.n_videos == base.n_videos
             adds = method.startswith(("with_", "only_", "videosaur", "longer_with_"))
             assert bool(own.student.added) == adds
