@@ -227,7 +227,12 @@ def claim() -> list[str]:
     found = answers.read_study()
     added = answers.judged(found, "with")
     sentences = [answers.claim(added), answers.leanings(added)]
-    return [*sentences, answers.left_open(found), answers.effort(found)]
+    return [
+        *sentences,
+        answers.left_open(found),
+        answers.effort(found),
+        answers.controls(found),
+    ]
 
 
 def prose(name: str) -> str:

@@ -36,6 +36,7 @@ __all__ = [
     "apart",
     "beta_curve",
     "claim",
+    "controls",
     "curves",
     "differences",
     "effort",
@@ -335,6 +336,20 @@ def apart(found: Found, method: str, other: str) -> str:
     )
     n_seeds = min(len(found[name]) for name in (method, other))
     return f"{told} ({n_seeds} seed{'s' * (n_seeds > 1)} of each)"
+
+
+def controls(found: Found) -> str:
+    """What the study's other students say of the term, of the start and of the pairing."""
+    return (
+        f"Trained twice as long, slot lengths add "
+        f"{apart(found, 'longer_with_slot_lengths', 'longer')}. "
+        f"Where everything is inherited, the term adds "
+        f"{apart(found, 'inherited', 'inherited_no_term')}; to the term, the copy adds "
+        f"{apart(found, 'inherited', 'slotmatch')}. "
+        f"Initial slots of its own, in place of its teacher's, change a student by "
+        f"{apart(found, 'own_start', 'slotmatch')}; an order of slots at random in each clip, "
+        f"which has to fail, by {apart(found, 'shuffled', 'slotmatch')}."
+    )
 
 
 def not_run(found: Found, methods: Iterable[str]) -> str:
