@@ -114,6 +114,18 @@ def test_two_methods_are_told_apart(study_of: Callable[..., None]) -> None:
     assert re.search(r"^-[78]\.\d", answers.apart(found, "inherited_no_term", "inherited"))
 
 
+def test_whether_help_lasts_is_a_verdict(study_of: Callable[..., None]) -> None:
+    study_of({"slotmatch": 0, "longer": 5})
+    assert "not known yet" in answers.lasting(answers.read_study())
+    study_of({"longer_with_slot_lengths": 5})
+    told = answers.lasting(answers.read_study())
+    assert told.startswith("Where students train twice as long, 3000 steps, the verdict on slot")
+    assert " slot lengths: redundant, " in told
+    assert told.endswith("] points of mBO (5 seeds of each).")
+    study_of({"longer_with_slot_lengths": 15})
+    assert " slot lengths: helps, +" in answers.lasting(answers.read_study())
+
+
 def test_a_gap_in_the_seeds_ends_them(study_of: Callable[..., None]) -> None:
     study_of({"slotmatch": 0, "with_features": 0})
     setting = list(candidates()["with_features"])[1]

@@ -231,6 +231,7 @@ def claim() -> list[str]:
         *sentences,
         answers.left_open(found),
         answers.effort(found),
+        answers.lasting(found),
         answers.controls(found),
     ]
 

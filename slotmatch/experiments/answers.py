@@ -15,7 +15,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from slotmatch.experiments.conditions import METHODS, Condition, candidates, planned
+from slotmatch.experiments.conditions import (
+    LONGER,
+    METHODS,
+    STEPS,
+    Condition,
+    candidates,
+    planned,
+)
 from slotmatch.experiments.study import (
     CHOSEN_ON,
     Run,
@@ -42,6 +49,7 @@ __all__ = [
     "effort",
     "forest",
     "judged",
+    "lasting",
     "leanings",
     "left_open",
     "not_run",
@@ -338,11 +346,22 @@ def apart(found: Found, method: str, other: str) -> str:
     return f"{told} ({n_seeds} seed{'s' * (n_seeds > 1)} of each)"
 
 
+def lasting(found: Found) -> str:
+    """What becomes of the loss that helped most where students train twice as long: a sentence."""
+    pair = ("longer_with_slot_lengths", "longer")
+    if min(len(found.get(method, ())) for method in pair) < 2:
+        return "Whether more training leaves anything of it is not known yet."
+    differing = {metric: differences(found, pair[0], metric, pair[1]) for metric in HEADINGS}
+    (own,) = verdicts({pair[0]: differing}).values()
+    return (
+        f"Where students train twice as long, {LONGER * STEPS} steps, the verdict on slot lengths: "
+        f"{own.word}, {apart(found, *pair)}."
+    )
+
+
 def controls(found: Found) -> str:
     """What the study's other students say of the term, of the start and of the pairing."""
     return (
-        f"Trained twice as long, slot lengths add "
-        f"{apart(found, 'longer_with_slot_lengths', 'longer')}. "
         f"Where everything is inherited, the term adds "
         f"{apart(found, 'inherited', 'inherited_no_term')}; to the term, the copy adds "
         f"{apart(found, 'inherited', 'slotmatch')}. "

@@ -19,7 +19,7 @@ from slotmatch.model import INHERITABLE, ModelConfig
 from slotmatch.settings import Distillation, Size, choices
 from slotmatch.training import TrainConfig
 
-__all__ = ["BETA", "METHODS", "N_TEST", "STEPS", "Condition", "candidates", "planned"]
+__all__ = ["BETA", "LONGER", "METHODS", "N_TEST", "STEPS", "Condition", "candidates", "planned"]
 
 STEPS = 1500
 """Half of ``mini``'s: more runs, and so more seeds, before longer ones."""
