@@ -230,7 +230,7 @@ def test_table_verdict_and_sentence_follow_a_file(study_of: Callable[..., None])
     assert float(row["FG-ARI, p"]) < 0.05 < float(row["mBO, p"])
     words = answers.judged(found, "with")
     said = answers.claim(words)
-    assert "refuted at this scale" in said
+    assert "refuted at this scale, for students of 1500 steps" in said
     effect = words["decoder_masks"].intervals["video_fg_ari"]
     assert f"helps: decoder masks (FG-ARI {effect:+.1f})." in said
     axes = answers.forest(found, "with").axes

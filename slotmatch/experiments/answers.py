@@ -183,9 +183,12 @@ def claim(found: Mapping[str, Verdict]) -> str:
     parts = [f"{word}: {', '.join(losses)}" for word, losses in groups.items() if losses]
     if left := [loss.replace("_", " ") for loss in every if loss not in said]:
         parts.append(f"not run yet: {', '.join(left)}")
-    end = "refuted at this scale" if groups["helps"] else "not shown"
+    refuted = f"refuted at this scale, for students of {STEPS} steps"
     told = "; ".join(parts)
-    start = f"The claim that all {len(every)} losses are redundant is {end}."
+    start = (
+        f"The claim that all {len(every)} losses are redundant is "
+        f"{refuted if groups['helps'] else 'not shown'}."
+    )
     return f"{start} {told[0].upper()}{told[1:]}."
 
 
