@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from itertools import takewhile
@@ -61,7 +61,7 @@ def usual_mode(folder: Path) -> int:
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
-    """Refuse, before the work, a file that could not be written after it; nothing is left behind.
+    """Refuse, before the work, a file that could not be written after it. Nothing is made.
 
     Raises:
         IsADirectoryError: a folder is there.
@@ -70,25 +70,7 @@ def check_output(path: str | os.PathLike[str]) -> None:
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: give the path of a file, in it or elsewhere")
-    made = _make_parents(path)
-    try:
-        usual_mode(path.parent)
-    finally:
-        _remove_empty(made)
-
-
-def _make_parents(path: Path) -> list[Path]:
-    """Make the folders above a path and return those that were missing, the innermost first."""
-    missing = list(takewhile(lambda folder: not folder.exists(), path.parents))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return missing
-
-
-def _remove_empty(folders: Sequence[Path]) -> None:
-    """Remove folders, the innermost first, up to one that somebody has put something into."""
-    with suppress(OSError):
-        for folder in folders:
-            folder.rmdir()
+    usual_mode(next(folder for folder in path.parents if folder.exists()))
 
 
 @contextmanager
@@ -103,14 +85,17 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
         FileNotFoundError: nothing was written to the temporary path.
     """
     path = Path(path)
-    made = _make_parents(path)
+    made = list(takewhile(lambda parent: not parent.exists(), path.parents))
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
             temporary = Path(folder) / path.name
             yield temporary
             os.replace(temporary, path)
     except BaseException:
-        _remove_empty(made)
+        with suppress(OSError):  # one that somebody else has put something into stays
+            for parent in made:
+                parent.rmdir()
         raise
 
 
