@@ -98,7 +98,7 @@ def scale() -> list[str]:
     return [
         f"which sees nothing, scores {mean('02_teacher', 'grid of blocks')}.",
         f"a video FG-ARI of {kmeans[1]} if it clusters a whole video at once, and {kmeans[0]} if "
-        "it clusters frames one by one and chains them; the best the patch grid allows is "
+        "it clusters frames one by one and chains them; the truth on the patch grid scores "
         f"{mean('02_teacher', 'oracle of the patch grid')}.",
         f"on {len(standings['data']['ids'])} test videos of `minimovi_a`, scores higher (FG-ARI of "
         f"`mini-student` {light['student']}, of `mini-teacher` {light['teacher']})",

@@ -222,10 +222,12 @@ def score_on(
 def grid_oracle(
     clips: Iterable[Clip], grid: int, *, protocol: Protocol = ORIGINAL
 ) -> dict[str, list[float]]:
-    """The metrics of the true labels, seen through a square grid of patches: a bound on any model.
+    """The metrics of the true labels, seen through a square grid of patches.
 
     Each label's share of each patch (``grid`` of them a side) is enlarged as a model's masks are.
-    So what is lost is what masks on such a grid cannot draw. Returns what ``evaluate`` returns.
+    So what is lost is what masks on such a grid cannot draw. No ceiling of FG-ARI: objects smaller
+    than a patch are lost here to what surrounds them, and a model may paint too much of them.
+    Returns what ``evaluate`` returns.
 
     Raises:
         ValueError: no clips, or a grid without patches.
