@@ -310,6 +310,7 @@ def score_table(found: Found, methods: Iterable[str]) -> pd.DataFrame:
     """Scores of methods, those that were run, and their differences to SlotMatch.
 
     Means over seeds and videos with 95 % intervals that count both as random; one seed has none.
+    *More* is the difference to SlotMatch.
     """
     rows = {}
     for method in methods:
@@ -322,9 +323,7 @@ def score_table(found: Found, methods: Iterable[str]) -> pd.DataFrame:
             row[FIDELITY[metric]] = _followed(found, method, metric)
         for metric, heading in HEADINGS.items():
             other = differences(found, method, metric)
-            row[f"{heading} - SlotMatch's"] = (
-                "-" if method == "slotmatch" else f"{_summary(other):+.1f}"
-            )
+            row[f"{heading}, more"] = "-" if method == "slotmatch" else f"{_summary(other):+.1f}"
         rows[NAMES[method]] = row
     return pd.DataFrame(rows).T.rename_axis("method")
 
