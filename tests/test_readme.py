@@ -226,9 +226,9 @@ def claim() -> list[str]:
     """What the study has shown so far."""
     found = answers.read_study()
     added = answers.judged(found, "with")
-    sentences = [answers.claim(added), answers.leanings(added)]
     return [
-        *sentences,
+        answers.claim(added),
+        answers.leanings(added),
         answers.left_open(found),
         answers.effort(found),
         answers.lasting(found),

@@ -244,11 +244,7 @@ def left_open(found: Found) -> str:
         scores = (values(found, f"with_{loss}", metric) for loss in losses)
         return np.mean([own[NAMED_AFTER : min(counts)] for own in scores], axis=0)
 
-    apart = {
-        heading: _summary(mean(LEFT_OPEN, metric) - mean(others, metric))
-        for metric, heading in HEADINGS.items()
-    }
-    told = " and ".join(f"{own:+.1f} points of {heading}" for heading, own in apart.items())
+    told = _points({metric: mean(LEFT_OPEN, metric) - mean(others, metric) for metric in HEADINGS})
     return (
         f"On the {n_seeds} seeds of each that were run since, they lie {told} from the other "
         "losses in the mean."
@@ -340,12 +336,16 @@ def apart(found: Found, method: str, other: str) -> str:
     """How far one method lies above another, in words, and how many seeds that rests on."""
     if not {method, other} <= found.keys():
         return "what is not known yet: it was not run"
-    told = " and ".join(
-        f"{_summary(differences(found, method, metric, other)):+.1f} points of {heading}"
-        for metric, heading in HEADINGS.items()
-    )
+    told = _points({metric: differences(found, method, metric, other) for metric in HEADINGS})
     n_seeds = min(len(found[name]) for name in (method, other))
     return f"{told} ({n_seeds} seed{'s' * (n_seeds > 1)} of each)"
+
+
+def _points(differing: Mapping[str, NDArray[np.float64]]) -> str:
+    """Differences (m,n) by metric, in words."""
+    return " and ".join(
+        f"{_summary(own):+.1f} points of {HEADINGS[metric]}" for metric, own in differing.items()
+    )
 
 
 def lasting(found: Found) -> str:

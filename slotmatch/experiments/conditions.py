@@ -97,8 +97,8 @@ def candidates() -> dict[str, dict[str, Condition]]:
     def betas(*tried: float) -> dict[str, Condition]:
         return {f"{own:g}": Condition({"match_weight": own}) for own in tried}
 
-    def one(*arguments: Any) -> dict[str, Condition]:
-        return {"": Condition(*arguments)}
+    def one(*arguments: Any, **more: Any) -> dict[str, Condition]:
+        return {"": Condition(*arguments, **more)}
 
     return {
         "slotmatch": betas(1.0, 3.0, 10.0),
@@ -107,8 +107,8 @@ def candidates() -> dict[str, dict[str, Condition]]:
         **{f"beta_{name}": {"": own} for name, own in betas(0.3, 30.0).items()},
         **{f"with_{loss}": weights(loss, {}) for loss in choices(Distillation)},
         **{f"only_{loss}": weights(loss, alone) for loss in choices(Distillation)},
-        "longer": {"": Condition(times=LONGER)},
-        "longer_with_slot_lengths": {"": Condition({"added": lengths}, times=LONGER)},
+        "longer": one(times=LONGER),
+        "longer_with_slot_lengths": one({"added": lengths}, times=LONGER),
         "image_only": rates(images),
         "videosaur": videosaur(1.0, reconstruction_weight=0.0),
         "videosaur_reconstruction": videosaur(VIDEOSAUR),

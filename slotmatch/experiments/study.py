@@ -31,6 +31,7 @@ from slotmatch.data.clips import ids_of
 from slotmatch.evaluation import Followed, fidelity, follow, score_against, score_followed
 from slotmatch.experiments.conditions import METHODS, Condition, candidates, planned
 from slotmatch.experiments.select import Experiment, read_features
+from slotmatch.experiments.standings import rounded
 from slotmatch.experiments.students import train_student
 from slotmatch.model import ModelConfig, VideoSlotModel, load, start_from
 from slotmatch.reporting import results
@@ -243,7 +244,7 @@ def execute(run: Run) -> None:
     scores = score_followed(own, clips) | fidelity(own, theirs, clips)
     curve = log.filter(like="validation_").dropna().round(DIGITS)
     entry = {
-        "metrics": {name: np.round(scores[name], DIGITS).tolist() for name in kept(run.condition)},
+        "metrics": rounded({name: scores[name] for name in kept(run.condition)}),
         "curve": {"step": log.step[curve.index].tolist()} | curve.to_dict("list"),
     }
     content = results.run_results(
