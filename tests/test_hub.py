@@ -13,7 +13,7 @@ import torch
 import yaml
 from hub_server import TOKEN, Hub, Repository, running
 from huggingface_hub import ModelCard
-from tiny import normal, tiny
+from tiny import normal, result, tiny
 
 from slotmatch.__main__ import main
 from slotmatch.experiments import MINI_STUDENT
@@ -49,17 +49,12 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 
 def results(**models: dict[str, Any]) -> dict[str, Any]:
     """A result file of two videos, as `read_results` gives it."""
-    return {
-        "config": {
-            "parameters": {"dataset": "minimovi_c", "output": "home"},
-            "training": {"steps": 70, "seed": 3},
-        },
-        "seeds": [3],
-        "data": {"name": "minimovi_a", "version": 1, "split": "test", "ids": ["a", "b"]},
-        "protocol": {"name": "original", "masks": "decoder", "window": None},
-        "models": models,
-        "wall_seconds": 1.0,
+    config = {
+        "parameters": {"dataset": "minimovi_c", "output": "home"},
+        "training": {"steps": 70, "seed": 3},
     }
+    rules = {"name": "original", "masks": "decoder", "window": None}
+    return result(models, 2, config=config, seeds=[3], protocol=rules)
 
 
 def entry(*fg_ari: float, **more: Any) -> dict[str, Any]:
