@@ -60,7 +60,7 @@ def contenders(preset: Preset, *, bf16: bool = False) -> dict[str, Contender]:
         f"student, decoder {narrow}": Contender(replace(student, decoder_hidden=narrow)),
         "student, attention masks": Contender(student, decode=False),
     }
-    halves = ("fast teacher", "fast student") if bf16 else ()
+    halves = ("fast teacher", "fast student", "student, attention masks") if bf16 else ()
     return found | {f"{name}, bf16": replace(found[name], precision="bf16") for name in halves}
 
 
