@@ -10,6 +10,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,10 @@ def compare(checkout: Path, settings: Settings) -> Iterator[Comparison]:
                 f"ours, {role}": Contender(config),
                 f"ours, {role}, attention masks": Contender(config, decode=False),
             }
+            if settings.bf16:
+                ways |= {
+                    f"{name}, bf16": replace(way, precision="bf16") for name, way in ways.items()
+                }
             own = ways[f"ours, {role}"]
             model, frames = own.build(device), _normalised(own, n_frames, device)
             theirs = released_model(checkout, dataset, model)
@@ -158,14 +163,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT, help="the result file to write")
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=["cpu", "cuda"], default=default)
+    parser.add_argument("--bf16", action="store_true", help="ours in half precision as well")
     options = parser.parse_args(arguments)
-    settings, started = Settings(options.repeats, device=options.device), time.monotonic()
+    settings = Settings(options.repeats, device=options.device, bf16=options.bf16)
+    started = time.monotonic()
     found: list[dict[str, Any]] = []
     for comparison in compare(options.checkout.resolve(), settings):
         print(comparison, end="\n\n", flush=True)
         found.append(comparison.record())
     results = run_results(
-        config={"repeats": options.repeats, "device": options.device, "weights": "untrained"},
+        config={**asdict(settings), "weights": "untrained"},
         models={},
         started=started,
         **INPUTS,

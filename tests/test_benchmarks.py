@@ -59,7 +59,8 @@ def test_half_precision_takes_part_if_asked() -> None:
     preset = PRESETS["mini"]
     usual, asked = inference.contenders(preset), inference.contenders(preset, bf16=True)
     assert {own.precision for own in usual.values()} == {"no"}
-    assert asked.keys() - usual.keys() == {"fast teacher, bf16", "fast student, bf16"}
+    halves = {"fast teacher, bf16", "fast student, bf16", "student, attention masks, bf16"}
+    assert asked.keys() - usual.keys() == halves
     added = asked["fast student, bf16"]
     assert replace(added, precision="no") == asked["fast student"]
     student = replace(added, config=tiny("embedded_small", 32))
@@ -139,11 +140,12 @@ def test_the_released_implementation_runs_beside_ours(
     monkeypatch.setattr(reference, "peak_memory", lambda *_, **__: PeakMemory(1, 2))
     sizes = {"movi_e": Preset(config, config, "test")}
     monkeypatch.setattr(Settings, "sizes", property(lambda _: sizes))
-    (found,) = reference.compare(tmp_path, Settings(repeats=2))
+    (found,) = reference.compare(tmp_path, Settings(repeats=2, bf16=True))
     assert set(found.turns) == set(found.memory)
     for role in ("teacher", "student"):
         assert found.facts[f"theirs, {role}"]["largest difference of a mask"] < 1e-6
-        assert len(found.turns[f"ours, {role}, attention masks"]) == 2
+        for way in ("attention masks", "bf16", "attention masks, bf16"):
+            assert len(found.turns[f"ours, {role}, {way}"]) == 2
     theirs = sys.modules["slotcontrast.models"].Model
     monkeypatch.setattr(theirs, "state_dict", lambda own: {**own.tensors, "more": 0})
     with pytest.raises(ValueError, match=r"tensors that ours lacks: \['more'\]"):
