@@ -119,11 +119,15 @@ def test_whether_help_lasts_is_a_verdict(study_of: Callable[..., None]) -> None:
     assert "not known yet" in answers.lasting(answers.read_study())
     study_of({"longer_with_slot_lengths": 5})
     told = answers.lasting(answers.read_study())
-    assert told.startswith("Where students train twice as long, 3000 steps, the verdict on slot")
-    assert " slot lengths: redundant, " in told
+    assert told.startswith("Where students train twice as long, 3000 steps, the verdicts on the")
+    assert "that helped: slot lengths: redundant, " in told
     assert told.endswith("] points of mBO (5 seeds of each).")
     study_of({"longer_with_slot_lengths": 15})
-    assert " slot lengths: helps, +" in answers.lasting(answers.read_study())
+    study_of({"longer_with_decoder_masks": 5})
+    told = answers.lasting(answers.read_study())
+    assert " slot lengths: helps, +" in told
+    assert "; decoder masks: redundant, " in told
+    assert "slot error" not in told
 
 
 def test_a_gap_in_the_seeds_ends_them(study_of: Callable[..., None]) -> None:

@@ -14,7 +14,7 @@ from slotmatch.experiments import answers
 from slotmatch.model import load
 from slotmatch.paths import REPOSITORY, RESULTS
 from slotmatch.profiling import Ratio, times_faster
-from slotmatch.reporting.efficiency import MEASURED, speedups
+from slotmatch.reporting.efficiency import MEASURED, beside_reference, speedups
 from slotmatch.reporting.results import (
     comparison_table,
     difference,
@@ -116,17 +116,41 @@ def benchmark_table() -> list[str]:
         f"{found['config']['repeats']} turns"
     ]
     sizes = [comparison["summary"] for comparison in found["measurements"]["a"]]
-    for way in ("plain teacher", "fast teacher", "plain student", "fast student", "student, atten"):
-        (own,) = {name for name in sizes[0] if name.startswith(way)}
-        rows = [size[own] for size in sizes]
+    singles = ("plain teacher", "fast teacher", "plain student", "fast student")
+    light = "student, attention masks"
+    for way in (*singles, light, "fast teacher, bf16", "fast student, bf16", f"{light}, bf16"):
+        rows = [size[way] for size in sizes]
         cells = [", ".join(f"{row['parameters'] / 1e6:.1f} M" for row in rows)]
-        if way.startswith("fast"):
+        if way.startswith("fast") or way.endswith("bf16"):
             cells = ["the same"]
         for row in rows:
             ratio = str(Ratio(row["times faster"], row["from"], row["to"]))
             cells += [f"{row['total']:,.0f}", "1" if way == "plain teacher" else ratio]
         texts.append(f"| {' | '.join(cells)} |")
     return texts
+
+
+def beside_theirs() -> list[str]:
+    found = beside_reference()["measurements"]["reference"]
+    sizes = [comparison["summary"] for comparison in found]
+
+    def faster(way: str) -> str:
+        ratios = [(size[way]["times faster"], size[way]["from"], size[way]["to"]) for size in sizes]
+        return " and ".join(str(Ratio(*own)) for own in ratios)
+
+    kept = [
+        f"{measured['summary'][f'{way}, bf16']['same slot, %']:.1f}"
+        for measured in committed("benchmarks/results")["measurements"]["a"]
+        for way in ("fast student", "student, attention masks")
+    ]
+    return [
+        f"this package's teacher is {faster('ours, teacher')} times faster in single precision, "
+        f"its student {faster('ours, student')} times",
+        f"in half precision {faster('ours, student, bf16')} times, with attention masks "
+        f"{faster('ours, student, attention masks, bf16')}",
+        f"(in order {kept[0]} and {kept[2]} % of the patches, by attention masks {kept[1]} and "
+        f"{kept[3]} %)",
+    ]
 
 
 def like_beside_like() -> list[str]:
@@ -246,7 +270,17 @@ def test_every_number_of_the_readme_is_that_of_its_file() -> None:
     table = comparison_table(committed("03_distill/results")).rename_axis(None).to_string()
     assert f"```\n{table}\n```" in (REPOSITORY / "README.md").read_text()
     text = prose("README.md")
-    parts = (main_run, seeds, scale, benchmark_table, like_beside_like, training, memory, shipped)
+    parts = (
+        main_run,
+        seeds,
+        scale,
+        benchmark_table,
+        beside_theirs,
+        like_beside_like,
+        training,
+        memory,
+        shipped,
+    )
     parts += (in_int8, claim)
     sentences = [sentence for part in parts for sentence in part()]
     assert [sentence for sentence in sentences if sentence not in text] == []

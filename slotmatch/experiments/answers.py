@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from slotmatch.experiments.conditions import (
+    HELPED,
     LONGER,
     METHODS,
     STEPS,
@@ -70,7 +71,9 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "beta_0.3": "beta 0.3",
         "beta_30": "beta 30",
         "longer": "SlotMatch, twice the steps",
-        "longer_with_slot_lengths": "+ slot lengths, twice the steps",
+        **{
+            f"longer_with_{loss}": f"+ {loss.replace('_', ' ')}, twice the steps" for loss in HELPED
+        },
         "image_only": "single frames, no term",
         "videosaur": "VideoSAUR's loss alone",
         "videosaur_reconstruction": "VideoSAUR's loss, reconstruction",
@@ -349,15 +352,25 @@ def _points(differing: Mapping[str, NDArray[np.float64]]) -> str:
 
 
 def lasting(found: Found) -> str:
-    """What becomes of the loss that helped most where students train twice as long: a sentence."""
-    pair = ("longer_with_slot_lengths", "longer")
-    if min(len(found.get(method, ())) for method in pair) < 2:
+    """What becomes of the losses that helped where students train twice as long: a sentence."""
+    pairs = {
+        loss: (f"longer_with_{loss}", "longer")
+        for loss in HELPED
+        if min(len(found.get(method, ())) for method in (f"longer_with_{loss}", "longer")) > 1
+    }
+    if not pairs:
         return "Whether more training leaves anything of it is not known yet."
-    differing = {metric: differences(found, pair[0], metric, pair[1]) for metric in HEADINGS}
-    (own,) = verdicts({pair[0]: differing}).values()
+    differing = {
+        loss: {metric: differences(found, own, metric, other) for metric in HEADINGS}
+        for loss, (own, other) in pairs.items()
+    }
+    told = [
+        f"{loss.replace('_', ' ')}: {own.word}, {apart(found, *pairs[loss])}"
+        for loss, own in verdicts(differing).items()
+    ]
     return (
-        f"Where students train twice as long, {LONGER * STEPS} steps, the verdict on slot lengths: "
-        f"{own.word}, {apart(found, *pair)}."
+        f"Where students train twice as long, {LONGER * STEPS} steps, the verdicts on the losses "
+        f"that helped: {'; '.join(told)}."
     )
 
 

@@ -19,7 +19,17 @@ from slotmatch.model import INHERITABLE, ModelConfig
 from slotmatch.settings import Distillation, Size, choices
 from slotmatch.training import TrainConfig
 
-__all__ = ["BETA", "LONGER", "METHODS", "N_TEST", "STEPS", "Condition", "candidates", "planned"]
+__all__ = [
+    "BETA",
+    "HELPED",
+    "LONGER",
+    "METHODS",
+    "N_TEST",
+    "STEPS",
+    "Condition",
+    "candidates",
+    "planned",
+]
 
 STEPS = 1500
 """Half of ``mini``'s: more runs, and so more seeds, before longer ones."""
@@ -46,6 +56,8 @@ ALIKE = MappingProxyType(
 At a beta of 3, so that the weights tried correspond to the betas tried. But for lengths, which
 start right: there it is so at the end.
 """
+HELPED = MappingProxyType({"slot_error": 0.6, "slot_lengths": 10.0, "decoder_masks": 0.6})
+"""Added losses that help in ``STEPS`` steps, at the weights chosen there, tried ``LONGER``."""
 VIDEOSAUR = 0.1
 """Weight of VideoSAUR's loss beside a reconstruction, as released for YouTube-VIS."""
 SHARES = (0.3, 1.0, 3.0)
@@ -80,7 +92,6 @@ def candidates() -> dict[str, dict[str, Condition]]:
     eyes = {"backbone": teacher.backbone, "image_size": teacher.image_size}
     everything = tuple(INHERITABLE)
     frames = {"batch_size": base.student.batch_size * base.student.clip_length, "clip_length": 1}
-    lengths = {"slot_lengths": ALIKE["slot_lengths"]}
     images = {**alone, **uncontrasted, **frames, "doublings": ()}
 
     def rates(training: Mapping[str, Any], *others: Any) -> dict[str, Condition]:
@@ -108,7 +119,10 @@ def candidates() -> dict[str, dict[str, Condition]]:
         **{f"with_{loss}": weights(loss, {}) for loss in choices(Distillation)},
         **{f"only_{loss}": weights(loss, alone) for loss in choices(Distillation)},
         "longer": one(times=LONGER),
-        "longer_with_slot_lengths": one({"added": lengths}, times=LONGER),
+        **{
+            f"longer_with_{loss}": one({"added": {loss: own}}, times=LONGER)
+            for loss, own in HELPED.items()
+        },
         "image_only": rates(images),
         "videosaur": videosaur(1.0, reconstruction_weight=0.0),
         "videosaur_reconstruction": videosaur(VIDEOSAUR),

@@ -31,6 +31,7 @@ __all__ = [
     "Counts",
     "benchmark_table",
     "benchmarks",
+    "beside_reference",
     "claims",
     "claims_table",
     "count",
@@ -52,8 +53,16 @@ SPEEDUPS = {
     "times faster": ("plain student", "plain teacher"),
     "times faster, both fast": ("fast student", "fast teacher"),
     "times faster, fast student, plain teacher": ("fast student", "plain teacher"),
+    "times faster, fast student in bf16, plain teacher": ("fast student, bf16", "plain teacher"),
 }
 """What is compared: like with like, and then this package's student with the usual teacher."""
+FACTS = {
+    "parameters": ",",
+    "GFLOP": ",.1f",
+    results.FIDELITY["same_slot"]: ".1f",
+    "largest difference of a mask": ".0e",
+}
+"""What else is told of a way to do the work where it is known, and how it is written."""
 
 Costs = Mapping[tuple[str, str], Mapping[str, int]]
 """By size and role: of each part and in all (``"total"``)."""
@@ -185,9 +194,15 @@ def benchmarks(output: Path, *, quick: bool = False) -> tuple[dict[str, Any], st
     """
     if not torch.cuda.is_available():
         return results.read_results(paths.RESULTS / "benchmarks" / "results.json"), "committed"
-    command = [sys.executable, "-m", "benchmarks", "--only", "a,b", "--output", str(output)]
+    command = [sys.executable, "-m", "benchmarks", "--only", "a,b", "--bf16"]
+    command += ["--output", str(output)]
     subprocess.run([*command, *["--quick"] * quick], cwd=paths.REPOSITORY, check=True)
     return results.read_results(output), "measured now"
+
+
+def beside_reference() -> dict[str, Any]:
+    """Results of ``python -m benchmarks.reference``: SlotContrast's released code beside ours."""
+    return results.read_results(paths.RESULTS / "benchmarks" / "reference.json")
 
 
 def machine(measured: Mapping[str, Any]) -> str:
@@ -202,20 +217,19 @@ def benchmark_table(comparison: Mapping[str, Any]) -> pd.DataFrame:
     """One comparison of ``python -m benchmarks``: a row for each way to do the work.
 
     A ratio is to the comparison's baseline, turn by turn. Where half precision took part, its rows
-    tell how many patches keep their slot.
+    tell how many patches keep their slot; where SlotContrast's code did, its how far masks differ.
     """
-    same = results.FIDELITY["same_slot"]
     rows = {
         way: {
-            "parameters": f"{row['parameters']:,}" if "parameters" in row else "-",
-            "GFLOP": f"{row['GFLOP']:,.1f}",
+            name: format(row[name], how) for name, how in FACTS.items() if row.get(name) is not None
+        }
+        | {
             comparison["unit"]: f"{row['total']:,.1f}",
             f"times faster than {comparison['baseline']}": str(
                 Ratio(row["times faster"], row["from"], row["to"])
             ),
             "memory added, MiB": f"{row['MiB added']:,.1f}",
         }
-        | ({} if row.get(same) is None else {same: f"{row[same]:.1f}"})
         for way, row in comparison["summary"].items()
     }
     return results.dashed(pd.DataFrame.from_dict(rows, orient="index"))
@@ -231,6 +245,7 @@ def speedups(measured: Mapping[str, Any]) -> dict[str, dict[str, str]]:
         found[comparison["title"].rpartition(", ")[2]] = {
             heading: str(times_faster(totals[quick], totals[slow]))
             for heading, (quick, slow) in SPEEDUPS.items()
+            if {quick, slow} <= totals.keys()
         }
     return found
 
