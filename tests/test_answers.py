@@ -12,7 +12,7 @@ from tiny import result
 
 from slotmatch import paths
 from slotmatch.experiments import answers
-from slotmatch.experiments.conditions import METHODS, candidates
+from slotmatch.experiments.conditions import HELPED, METHODS, candidates
 from slotmatch.experiments.study import Run
 from slotmatch.reporting.stats import Interval, crossed
 from slotmatch.reporting.verdicts import MARGIN, Verdict, power
@@ -119,8 +119,8 @@ def test_whether_help_lasts_is_a_verdict(study_of: Callable[..., None]) -> None:
     assert "not known yet" in answers.lasting(answers.read_study())
     study_of({"longer_with_slot_lengths": 5})
     told = answers.lasting(answers.read_study())
-    assert told.startswith("Where students train twice as long, 3000 steps, the verdicts on the")
-    assert "that helped: slot lengths: redundant, " in told
+    assert told.startswith("Where students train twice as long, 3000 steps, the losses that helped")
+    assert " are judged: slot lengths: redundant, " in told
     assert told.endswith("] points of mBO (5 seeds of each).")
     study_of({"longer_with_slot_lengths": 15})
     study_of({"longer_with_decoder_masks": 5})
@@ -128,6 +128,9 @@ def test_whether_help_lasts_is_a_verdict(study_of: Callable[..., None]) -> None:
     assert " slot lengths: helps, +" in told
     assert "; decoder masks: redundant, " in told
     assert "slot error" not in told
+    study_of({f"longer_with_{loss}": 5 for loss in HELPED})
+    told = answers.lasting(answers.read_study())
+    assert "3000 steps, all losses that helped are redundant: slot error +" in told
 
 
 def test_a_gap_in_the_seeds_ends_them(study_of: Callable[..., None]) -> None:

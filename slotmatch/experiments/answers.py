@@ -364,13 +364,15 @@ def lasting(found: Found) -> str:
         loss: {metric: differences(found, own, metric, other) for metric in HEADINGS}
         for loss, (own, other) in pairs.items()
     }
+    words = {loss: own.word for loss, own in verdicts(differing).items()}
+    agree = len(words) == len(HELPED) and set(words.values()) == {"redundant"}
     told = [
-        f"{loss.replace('_', ' ')}: {own.word}, {apart(found, *pairs[loss])}"
-        for loss, own in verdicts(differing).items()
+        f"{loss.replace('_', ' ')}{'' if agree else f': {word},'} {apart(found, *pairs[loss])}"
+        for loss, word in words.items()
     ]
+    start = "all losses that helped are redundant" if agree else "the losses that helped are judged"
     return (
-        f"Where students train twice as long, {LONGER * STEPS} steps, the verdicts on the losses "
-        f"that helped: {'; '.join(told)}."
+        f"Where students train twice as long, {LONGER * STEPS} steps, {start}: {'; '.join(told)}."
     )
 
 
